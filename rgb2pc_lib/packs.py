@@ -1,0 +1,278 @@
+"""Expert packs: all features of one expert for one episode, opened without being loaded.
+
+A `.pt` pack is parsed with `weights_only=True` and its tensor stays mapped where it lies in the file,
+so a 5 GB pack opens in milliseconds and a batch reads only the tokens it asks for.
+A `.zarr` pack (v2 or v3) is read chunk by chunk through zarr. Layouts: `data/README.md`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rgb2pc_lib.errors import InputError
+
+KEY = "per_frame_features"
+COPIES = ("middle", "last", "random")  # which of the up to T copies of a frame is used
+_MADV_RANDOM, _MADV_WILLNEED, _MADV_DONTNEED = 1, 3, 4  # the same numbers on Linux and macOS
+
+
+def step_name(path: str) -> str:
+    """Name of a step from any path, also one written on Windows or another machine.
+
+    >>> step_name("D:\\\\data\\\\ep\\\\step_0042.png"), step_name("a/step_0042.ply.ulip_x.pt")
+    ('step_0042', 'step_0042')
+    """
+    return re.split(r"[\\/]", str(path))[-1].split(".")[0]
+
+
+def list_packs(root: Path) -> dict[tuple[str, str], Path]:
+    """(task, episode) -> pack file, for everything of the form `<root>/<task>/<episode>.pt|.zarr`.
+
+    Raises InputError where an episode has both.
+    """
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(root.glob("*/*")):
+        if path.suffix in (".pt", ".zarr"):
+            key = (path.parent.name, path.stem)
+            if key in found:
+                raise InputError(f"{path}: this episode also exists as {found[key].name}; keep one of the two")
+            found[key] = path
+    return found
+
+
+@dataclass(eq=False)
+class FeaturePack:
+    """One expert, one episode. Frames stand in W windows of T; `features[w, t]` is a grid `[H, W, C]`.
+
+    >>> pack = FeaturePack.open("features_dinov3/door-open/episode_0000.pt")  # doctest: +SKIP
+    >>> pack.tokens("step_0003", np.array([[0.5, 0.5]]))[0].shape  # doctest: +SKIP
+    torch.Size([1, 768])
+    """
+
+    path: Path
+    features: np.ndarray | object  # [W, T, H, W, C], a read-only map of the file, or zarr; bf16 stands as int16 bits
+    dtype: torch.dtype
+    copies: dict[str, list[tuple[int, int]]]  # step -> where it stands: (window, frame)
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1: part of the image the grid covers, as fractions
+    meta: dict
+
+    @classmethod
+    def open(cls, path: str | Path, expert: str = "", raw_size: tuple[int, int] | None = None) -> FeaturePack:
+        """Open a pack. `raw_size` (height, width) of the RGB frame, in pixels, is needed only to place grids that crop.
+
+        Raises InputError naming the file when it is unreadable, unsafe, or not a pack.
+        """
+        path = Path(path)
+        features, frame_paths, meta, dtype = (_open_zarr if path.suffix == ".zarr" else _open_pt)(path)
+        if len(features.shape) != 5 or 0 in features.shape:
+            raise InputError(
+                f"{path}: expected '{KEY}' of shape [W, T, H, W, C], found {list(features.shape)}; re-extract it"
+            )
+        box = token_box(meta, features.shape[2:4], expert, raw_size)
+        return cls(path, features, dtype, _locate(path, frame_paths, features.shape[:2]), box, meta)
+
+    @property
+    def steps(self) -> list[str]:
+        return list(self.copies)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return tuple(self.features.shape[2:4])
+
+    @property
+    def channels(self) -> int:
+        return self.features.shape[4]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.features.shape)) * self.dtype.itemsize
+
+    def where(self, step: str, copy: str = "middle", draw: float = 0.0) -> tuple[int, int]:
+        """(window, frame) of one copy of a step: nearest its window's middle, last in its window, or random.
+
+        `draw` in [0, 1) chooses among the copies for "random".
+        """
+        places = self.copies[step]
+        if copy == "random":
+            return places[int(draw * len(places))]
+        if copy == "last":
+            return max(places, key=lambda p: p[1])
+        middle = (self.features.shape[1] - 1) / 2
+        return min(places, key=lambda p: abs(p[1] - middle))
+
+    def cells(self, positions: np.ndarray) -> np.ndarray:
+        """Cell index (row-major) under each position `[..., 2]` = (x, y) of the original image; -1 outside the box."""
+        h, w = self.grid
+        x0, y0, x1, y1 = self.box
+        col = np.floor((positions[..., 0] - x0) / (x1 - x0) * w).astype(np.int64)
+        row = np.floor((positions[..., 1] - y0) / (y1 - y0) * h).astype(np.int64)
+        inside = (col >= 0) & (col < w) & (row >= 0) & (row < h)
+        return np.where(inside, row * w + col, -1)
+
+    def read(self, place: tuple[int, int], cells: np.ndarray, out: np.ndarray) -> None:
+        """Copy the tokens of `cells [K]` at (window, frame) into `out [K, C]`; cells of -1 get an arbitrary token."""
+        frame = self._frame(place)
+        np.take(frame, cells, axis=0, out=out, mode="clip")
+        if isinstance(self.features, np.ndarray):  # unmap the pages again: resident memory stays at the batch's size
+            _advise(frame, _MADV_DONTNEED)
+
+    def tokens(self, step: str, positions: np.ndarray, copy: str = "middle") -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`."""
+        cells = self.cells(np.asarray(positions, float))
+        rows = np.take(self._frame(self.where(step, copy)), cells, axis=0, mode="clip")
+        return torch.from_numpy(rows).view(self.dtype), torch.from_numpy(cells >= 0)
+
+    def frame(self, step: str, copy: str = "middle") -> torch.Tensor:
+        """All tokens of a step, `[H, W, C]`."""
+        rows = np.array(self._frame(self.where(step, copy)))
+        return torch.from_numpy(rows).view(self.dtype).view(*self.grid, self.channels)
+
+    def will_need(self, place: tuple[int, int]) -> None:
+        """Tell the system that a frame is read soon; free where it is in memory already."""
+        if isinstance(self.features, np.ndarray):
+            _advise(self.features[place], _MADV_WILLNEED)
+
+    def _frame(self, place):  # [H*W, C]
+        w, t = place
+        frame = self.features[w, t] if isinstance(self.features, np.ndarray) else _zarr_window(self, w)[t]
+        return frame.reshape(-1, frame.shape[-1])
+
+
+# -- geometry of the grid
+
+
+def token_box(meta: dict, grid, expert: str = "", raw_size=None) -> tuple[float, float, float, float]:
+    """Part of the original image, as fractions (x0, y0, x1, y1), that an expert's grid covers.
+
+    Our own packs say it. VGGT keeps the middle 518 rows of an image that is taller than wide after scaling its
+    width to 518; Depth Anything 3 in a cropping mode keeps the middle of the image scaled to 504 on its longest
+    side. Everything else resizes the whole image. Unknown raw size: the whole image is assumed.
+
+    >>> token_box({"model_name": "VGGT"}, (37, 37), raw_size=(1036, 518))
+    (0.0, 0.25, 1.0, 0.75)
+    """
+    if "box" in meta:
+        return tuple(float(v) for v in meta["box"])
+    name = f"{meta.get('model_name', '')} {expert}".lower()
+    height, width = meta.get("raw_size") or raw_size or (0, 0)
+    if "vggt" in name and height:
+        scaled = round(height * 518 / width / 14) * 14
+        if scaled > 518:
+            top = (scaled - 518) // 2
+            return 0.0, top / scaled, 1.0, (top + 518) / scaled
+    if "crop" in str(meta.get("process_res_method", "")) and height:
+        scaled = [round(side * 504 / max(height, width)) for side in (height, width)]
+        kept = [14 * cells for cells in grid]
+        (y0, y1), (x0, x1) = (
+            ((s - k) // 2 / s, ((s - k) // 2 + k) / s) for s, k in zip(scaled, kept, strict=True)
+        )
+        return x0, y0, x1, y1
+    return 0.0, 0.0, 1.0, 1.0
+
+
+# -- reading files
+
+
+def _open_pt(path):
+    try:
+        raw = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as e:
+        if "Unsupported" not in str(e) and "GLOBAL" not in str(e):
+            raise InputError(f"{path}: not a readable torch file ({first_line(e)}); re-extract this episode") from None
+        raise InputError(
+            f"{path}: reading it would run code stored in the file ({first_line(e)}), so it is refused; "
+            f"convert it once with: python tools/convert_packs.py --from {path.parent.parent} --out NEW_ROOT"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as e:
+        if "mmap can only be used" in str(e):
+            raise InputError(
+                f"{path}: written in the torch format of before 2020, which cannot be mapped; "
+                f"convert it once with: python tools/convert_packs.py --from {path.parent.parent} --out NEW_ROOT"
+            ) from None
+        raise InputError(f"{path}: not a readable torch file ({first_line(e)}); re-extract this episode") from None
+    if isinstance(raw, torch.Tensor):
+        raise InputError(
+            f"{path}: a bare tensor {list(raw.shape)} without frame names, so it cannot be paired; convert it with: "
+            f"python tools/convert_packs.py --from {path.parent.parent} --out NEW_ROOT --rgb_root FRAMES"
+        )
+    if not isinstance(raw, dict) or not isinstance(raw.get(KEY), torch.Tensor):
+        found = f"a dict with {sorted(map(str, raw))}" if isinstance(raw, dict) else f"a {type(raw).__name__}"
+        raise InputError(f"{path}: expected a dict with the tensor '{KEY}', found {found}; re-extract this episode")
+    features = raw[KEY]
+    if features.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise InputError(f"{path}: expected fp16, bf16 or fp32 features, found {features.dtype}; re-extract it")
+    array = (features.view(torch.int16) if features.dtype == torch.bfloat16 else features).numpy()
+    _advise(array, _MADV_RANDOM)
+    return array, raw.get("frame_paths"), raw.get("meta") or {}, features.dtype
+
+
+def _open_zarr(path):
+    import zarr
+
+    try:
+        group = zarr.open_group(str(path), mode="r")
+        features = group[KEY]
+    except (KeyError, ValueError, OSError, zarr.errors.BaseZarrError) as e:
+        raise InputError(f"{path}: expected a zarr group with the array '{KEY}' ({first_line(e)})") from None
+    dtype = {"float16": torch.float16, "float32": torch.float32}.get(str(features.dtype))
+    if dtype is None:
+        raise InputError(f"{path}: expected float16 or float32 features, found {features.dtype}")
+    return features, read_json(path / "frame_paths.json"), read_json(path / "meta.json") or {}, dtype
+
+
+@functools.lru_cache(maxsize=2)  # one chunk is one window; reading in order meets it T times
+def _zarr_window(pack: FeaturePack, window: int) -> np.ndarray:
+    return pack.features[window]
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as e:
+        raise InputError(f"{path}: not readable as JSON ({first_line(e)})") from None
+
+
+def _locate(path, frame_paths, shape) -> dict[str, list[tuple[int, int]]]:
+    if not frame_paths:
+        what = "frame_paths.json beside the array" if path.suffix == ".zarr" else "'frame_paths'"
+        raise InputError(f"{path}: no {what}, so its frames have no step names and cannot be paired by name")
+    if [len(frame_paths), *{len(w) for w in frame_paths}] != list(shape):
+        raise InputError(
+            f"{path}: expected frame_paths as {shape[0]} lists of {shape[1]} names, "
+            f"found {len(frame_paths)} lists of {sorted({len(w) for w in frame_paths})}; re-extract this episode"
+        )
+    copies: dict[str, list[tuple[int, int]]] = {}
+    for w, window in enumerate(frame_paths):
+        for t, name in enumerate(window):
+            copies.setdefault(step_name(name), []).append((w, t))
+    return copies
+
+
+def first_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
+
+
+def _advise(array: np.ndarray, advice: int) -> None:
+    """madvise on the pages under a mapped array: a hint, silently without effect where the system has none."""
+    if os.name != "posix" or not array.flags.c_contiguous:
+        return
+    page = os.sysconf("SC_PAGE_SIZE")
+    start = array.ctypes.data // page * page
+    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(array.ctypes.data + array.nbytes - start), advice)
+
+
+@functools.cache
+def _libc():
+    return ctypes.CDLL(None)
