@@ -1,0 +1,166 @@
+"""The student: one adapter per expert, fusion, mean pooling and a projector.
+
+Fusion and pooling are done before each adapter's last linear layer. Both are linear, so the result is exactly the
+same as after it, and a matrix product per token becomes one per step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FUSIONS = ("weighted", "moe")
+
+
+@dataclass
+class Fused:
+    """What the student gives: embeddings `[B, E]` and the gates `[B, K, M]` that made them (0 where absent)."""
+
+    embedding: Tensor
+    gates: Tensor
+
+
+class Adapter(nn.Module):
+    """LayerNorm -> Linear (+ place) -> GELU, then a last Linear that is applied after pooling."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.inner = nn.Linear(channels, width)
+        self.place = nn.Linear(PLACE_FEATURES, width, bias=False)
+        self.outer = nn.Linear(width, width)
+
+    def hidden(self, tokens: Tensor, place: Tensor) -> Tensor:
+        """`[B, K, C]` tokens and `[B, K, P]` place features -> `[B, K, D]`."""
+        return F.gelu(self.inner(self.norm(tokens)) + self.place(place))
+
+
+class Student(nn.Module):
+    """RGB features of several experts in, one embedding out.
+
+    Args:
+        channels: expert name -> C. The order of names is the order of gates.
+        embed_dim: width E of the embedding (the teacher's).
+        fusion: "weighted", a softmax over M logits shared by all, or "moe", a gate network that sees all experts'
+            tokens of a place and gives that place's weights.
+        width: D, of the adapters.
+        moe_hidden: width of the gate network.
+        top_k: with "moe", how many experts a place may use (0: all).
+        gate_noise: with "moe", standard deviation of noise on the gate logits while training.
+        seed: every initial weight comes from this generator, never from the global one.
+
+    >>> student = Student({"a": 8, "b": 4}, embed_dim=16, fusion="moe", width=32)
+    >>> tokens = {"a": torch.zeros(2, 5, 8), "b": torch.zeros(2, 5, 4)}
+    >>> out = student(tokens, torch.ones(2, 5, 2, dtype=torch.bool), torch.rand(2, 5, 2))
+    >>> out.embedding.shape, out.gates.shape
+    (torch.Size([2, 16]), torch.Size([2, 5, 2]))
+    """
+
+    def __init__(
+        self, channels: dict[str, int], embed_dim: int, fusion: str = "weighted", width: int = 256,
+        moe_hidden: int = 128, top_k: int = 0, gate_noise: float = 0.0, seed: int = 0,
+    ):  # fmt: skip
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, not {fusion!r}")
+        self.experts, self.fusion, self.top_k, self.gate_noise = list(channels), fusion, top_k, gate_noise
+        with torch.device("meta"):  # building draws nothing from the global generator
+            self.adapters = nn.ModuleDict({name: Adapter(c, width) for name, c in channels.items()})
+            if fusion == "moe":
+                self.gate = nn.Sequential(
+                    nn.Linear(width * len(channels), moe_hidden), nn.GELU(), nn.Linear(moe_hidden, len(channels))
+                )
+            else:
+                self.logits = nn.Parameter(torch.zeros(len(channels)))
+            self.projector = nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, embed_dim)
+            )
+        self.to_empty(device="cpu")
+        initialise(self, torch.Generator().manual_seed(seed))
+
+    def forward(
+        self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, generator: torch.Generator | None = None
+    ) -> Fused:
+        """Embed a batch.
+
+        Args:
+            tokens: expert -> `[B, K, C]`; experts that are absent everywhere may be left out.
+            present: `[B, K, M]` bool, which expert covers which place of which sample.
+            positions: `[B, K, 2]` (x, y) as fractions of the original image.
+            generator: noise on the gates is drawn from it (training only).
+        """
+        place = place_features(positions)
+        given = [m for m, name in enumerate(self.experts) if name in tokens]
+        hidden = {m: self.adapters[self.experts[m]].hidden(self._cast(tokens, m), place) for m in given}  # [B, K, D]
+        if len(given) < len(self.experts):
+            present = present & torch.tensor([m in hidden for m in range(len(self.experts))], device=present.device)
+        gates = self._gates(hidden, present, generator)  # [B, K, M]
+        there = present.any(-1).sum(-1).clamp(min=1)[:, None]  # [B, 1] places that any expert covers
+        fused = 0
+        for m, h in hidden.items():
+            share = gates[:, :, m : m + 1]
+            pooled = (share * h).sum(1) / there  # [B, D]
+            outer = self.adapters[self.experts[m]].outer
+            fused = fused + F.linear(pooled, outer.weight) + share.sum(1) / there * outer.bias
+        return Fused(self.projector(fused), gates)
+
+    def weights(self) -> dict[str, float]:
+        """Global fusion weights by expert (weighted fusion only)."""
+        return dict(zip(self.experts, self.logits.softmax(0).tolist(), strict=True))
+
+    def _cast(self, tokens, m):
+        return tokens[self.experts[m]].to(self.adapters[self.experts[m]].norm.weight.dtype)
+
+    def _gates(self, hidden, present, generator):
+        if self.fusion == "weighted":
+            logits = self.logits.expand(present.shape)
+        else:
+            some = next(iter(hidden.values()))
+            stacked = [
+                hidden[m] * present[:, :, m : m + 1] if m in hidden else torch.zeros_like(some)
+                for m in range(len(self.experts))
+            ]
+            logits = self.gate(torch.cat(stacked, -1)).float()
+            if self.training and self.gate_noise:
+                noise = torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
+                logits = logits + self.gate_noise * noise.to(logits.device)
+        logits = logits.masked_fill(~present, -torch.inf)
+        if self.fusion == "moe" and 0 < self.top_k < len(self.experts):
+            least = logits.topk(self.top_k, -1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        empty = ~present.any(-1, keepdim=True)
+        return logits.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+
+
+_OCTAVES = 4
+PLACE_FEATURES = 2 + 4 * _OCTAVES
+
+
+def place_features(positions: Tensor) -> Tensor:
+    """Where a token lies, `[..., 2]` -> `[..., P]`: the position and its sines and cosines at four octaves.
+
+    Mean pooling forgets where a token was; with this the adapters can tell.
+    """
+    angles = positions[..., None] * (math.pi * 2.0 ** torch.arange(_OCTAVES, device=positions.device))
+    waves = torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+    return torch.cat([2 * positions - 1, waves], -1)
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Fill every layer from one generator: uniform 1/sqrt(inputs) for linear layers, identity norms, zero logits."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            bound = 1 / math.sqrt(layer.in_features)
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            if layer.bias is not None:
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        elif isinstance(layer, nn.LayerNorm):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    for name, parameter in module.named_parameters(recurse=False):
+        if name == "logits":
+            nn.init.zeros_(parameter)

@@ -1,0 +1,283 @@
+"""A run: one training, as a folder. Everything that shows or judges a run reads this folder.
+
+    config.json        every setting (the frozen dataclass `Config`, round trip)
+    metrics.jsonl      one line per logged step
+    summary.json       final figures on held-out samples
+    model.safetensors  weights and the teacher's mean
+    state.pt           what --resume needs (tensors and plain values only)
+    embeddings.npz     student and teacher embeddings, mean gates and keys of all samples
+    tensorboard/       the same curves for TensorBoard
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.models import FUSIONS, Student
+from rgb2pc_lib.packs import COPIES
+from rgb2pc_lib.pairing import FALLBACKS, UNITS
+from rgb2pc_lib.workspace import Workspace
+
+
+def _option(default, text: str, choices: tuple = (), least=None, most=None):
+    """A field of Config: its help (with the unit) and what is allowed."""
+    info = {"help": text, "choices": choices, "least": least, "most": most}
+    if isinstance(default, (dict, tuple)):
+        return field(default_factory=lambda: default, metadata=info)
+    return field(default=default, metadata=info)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a training. The command line, the notebooks and the widgets all make this object.
+
+    Raises InputError naming the setting when a value is out of range.
+
+    >>> Config(fusion="moe").batch_size
+    64
+    """
+
+    # data
+    pc_root: str = _option("", "folder of teacher features: <task>/<episode>/step_0042.ply.ulip_<tag>.pt")
+    vis_roots: dict[str, str] = _option({}, "expert packs, NAME=FOLDER, several allowed")
+    rgb_root: str = _option("", "folder of RGB frames (places grids that crop; shown in notebooks)")
+    state_root: str = _option("", "folder of low-dimensional state, for probes only")
+    cloud_root: str = _option("", "folder of PLY clouds (shown in notebooks)")
+    teacher_tag: str = _option("", "which ulip_<tag> to use where a step has several")
+    tasks: tuple[str, ...] = _option((), "tasks to use; none named: all")
+    # pairing
+    strict_pairing: bool = _option(True, "teacher and student see the same step, by name; otherwise any of the episode")
+    pairing_fallback: str = _option("skip", "what settles a step that a source lacks", FALLBACKS)
+    sample_unit: str = _option("step", "a sample is one step, or a window of steps pooled", UNITS)
+    window: int = _option(8, "length of a window, steps", least=1)
+    shuffle_pairs: bool = _option(False, "the control: every sample gets the teacher of another one")
+    split_by: str = _option("episode", "what is held out", ("episode", "task"))
+    held_out: float = _option(0.25, "share that is held out, of every task's episodes or of the tasks", least=0, most=1)
+    split_seed: int = _option(0, "seed of the split, kept apart so that runs of all seeds are judged alike", least=0)
+    # sampling
+    batch_size: int = _option(64, "samples a batch", least=2)
+    student_tokens: int = _option(64, "positions per sample, shared by all experts; at the grid's size: all", least=1)
+    teacher_points: int = _option(0, "random points averaged per step as augmentation; 0: all, from a table", least=0)
+    frame_copy: str = _option("middle", "which of a frame's copies in overlapping windows", COPIES)
+    expert_drop: float = _option(0.0, "chance to leave an expert out of a training sample", least=0, most=0.9)
+    # student
+    fusion: str = _option("weighted", "one weight per expert, or a gate per place (mixture of experts)", FUSIONS)
+    fuse_dim: int = _option(256, "width D of adapters and fusion", least=1)
+    moe_hidden: int = _option(128, "width of the gate network", least=1)
+    moe_top_k: int = _option(0, "experts a place may use; 0: all", least=0)
+    gate_noise: float = _option(0.0, "noise on the gate's logits while training, standard deviation", least=0)
+    load_balance: float = _option(0.0, "weight of the term that spreads the gates over experts", least=0)
+    # losses
+    tau: float = _option(0.07, "temperature of InfoNCE", least=1e-4)
+    learn_tau: bool = _option(False, "learn the temperature, starting at tau")
+    loss_mse: float = _option(0.0, "weight of the squared distance of normalised embeddings", least=0)
+    loss_relational: float = _option(0.0, "weight of the match of similarity matrices", least=0)
+    exclude_near: int = _option(0, "steps of one episode this near in time are not negatives, steps", least=0)
+    # training
+    steps: int = _option(400, "training steps", least=1)
+    lr: float = _option(1e-3, "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", least=0)
+    weight_decay: float = _option(0.05, "AdamW weight decay", least=0)
+    grad_clip: float = _option(1.0, "largest gradient norm; 0: no clipping", least=0)
+    amp: bool = _option(False, "bfloat16 autocast")
+    seed: int = _option(0, "seed of weights, batches and drops", least=0)
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N")
+    num_threads: int = _option(0, "CPU threads of torch; 0: leave as it is", least=0)
+    # the run's folder
+    save_dir: str = _option("", "folder of the run; none: runs/<fusion>-seed<seed>")
+    save_every: int = _option(200, "steps between checkpoints", least=1)
+    log_every: int = _option(10, "steps between lines of metrics.jsonl", least=1)
+    eval_every: int = _option(100, "steps between retrieval checks on held-out samples; 0: at the end only", least=0)
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value, info = getattr(self, f.name), f.metadata
+            if info["choices"] and value not in info["choices"]:
+                raise InputError(f"--{f.name}: expected one of {', '.join(info['choices'])}, found {value!r}")
+            if info["least"] is not None and not value >= info["least"]:
+                raise InputError(f"--{f.name}: expected at least {info['least']}, found {value}")
+            if info["most"] is not None and not value <= info["most"]:
+                raise InputError(f"--{f.name}: expected at most {info['most']}, found {value}")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.save_dir or f"runs/{self.fusion}-seed{self.seed}")
+
+    @property
+    def workspace(self) -> Workspace:
+        roots = {"teacher": self.pc_root, "rgb": self.rgb_root, "state": self.state_root, "clouds": self.cloud_root}
+        return Workspace(
+            **{k: Path(v) for k, v in roots.items() if v},
+            experts={k: Path(v) for k, v in self.vis_roots.items()},
+            teacher_tag=self.teacher_tag or None,
+        )
+
+    def with_workspace(self, workspace: Workspace) -> Config:
+        """The same settings on other data."""
+        roots = {"pc_root": "teacher", "rgb_root": "rgb", "state_root": "state", "cloud_root": "clouds"}
+        return dataclasses.replace(
+            self,
+            **{ours: _relative(getattr(workspace, theirs)) for ours, theirs in roots.items()},
+            vis_roots={k: _relative(v) for k, v in workspace.experts.items()},
+            teacher_tag=workspace.teacher_tag or "",
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        raw = json.loads(text)
+        return cls(**{**raw, "tasks": tuple(raw["tasks"])})
+
+    def command(self) -> str:
+        """The command line that repeats this run."""
+        words = ["python", "tools/train_rgb2pc_distill.py"]
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+            if value == default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{f.name}" if value else f"--no_{f.name}")
+            elif isinstance(value, dict):
+                words += [f"--{f.name}", *(f"{k}={v}" for k, v in value.items())]
+            elif isinstance(value, tuple):
+                words += [f"--{f.name}", *value]
+            else:
+                words += [f"--{f.name}", str(value)]
+        return shlex.join(words)
+
+
+def _relative(path: Path | None) -> str:
+    """A root as it is written into a config: relative to the working folder where it lies below it."""
+    if path is None:
+        return ""
+    here = os.path.relpath(path)
+    return str(path) if here.startswith("..") else here
+
+
+@dataclass(frozen=True)
+class Run:
+    """Reads and writes a run's folder.
+
+    >>> Run(Path("runs/moe-seed0")).summary["held-out"]["R@1"]  # doctest: +SKIP
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """An existing run. Raises InputError when the folder holds none."""
+        run = cls(Path(folder))
+        if not run.file("config.json").exists():
+            raise InputError(f"{folder}: holds no run (no config.json); train one with tools/train_rgb2pc_distill.py")
+        return run
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def config(self) -> Config:
+        return Config.from_json(self.file("config.json").read_text(encoding="utf-8"))
+
+    @property
+    def finished(self) -> bool:
+        return self.file("summary.json").exists()
+
+    @property
+    def summary(self) -> dict:
+        return json.loads(self._finished_file("summary.json").read_text(encoding="utf-8"))
+
+    def metrics(self) -> pd.DataFrame:
+        """One row per logged step; a half-written last line, from a killed run, is left out."""
+        return pd.DataFrame(read_metrics(self.file("metrics.jsonl")))
+
+    def student(self) -> tuple[Student, torch.Tensor]:
+        """The trained student in evaluation mode, and the teacher's mean `[E]`."""
+        path, config = self._finished_file("model.safetensors"), self.config
+        try:
+            with safe_open(path, framework="pt") as f:
+                about = json.loads(f.metadata()["student"])
+                tensors = {k: f.get_tensor(k) for k in f.keys()}
+        except (SafetensorError, KeyError, TypeError) as e:
+            raise InputError(f"{path}: not the weights of a run ({e}); train it again") from None
+        mean = tensors.pop("teacher_mean")
+        student = build_student(config, about["channels"], about["embed_dim"])
+        student.load_state_dict(tensors)
+        return student.eval(), mean
+
+    def save_student(self, student: Student, channels: dict[str, int], teacher_mean: torch.Tensor) -> None:
+        about = json.dumps({"channels": channels, "embed_dim": len(teacher_mean)})
+        tensors = {k: v.contiguous().cpu() for k, v in student.state_dict().items()}
+        write_atomic(
+            self.file("model.safetensors"),
+            lambda p: p.write_bytes(save_tensors({**tensors, "teacher_mean": teacher_mean.cpu()}, {"student": about})),
+        )
+
+    def embeddings(self) -> dict[str, np.ndarray]:
+        """student [n, E], teacher [n, E], gates [n, M], and per sample task, episode, step, time, held_out."""
+        with np.load(self._finished_file("embeddings.npz"), allow_pickle=False) as z:
+            return dict(z)
+
+    def state(self) -> dict:
+        """The resume state. Raises InputError when it is unreadable."""
+        path = self.file("state.pt")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
+            raise InputError(f"{path}: not a readable checkpoint ({e}); delete this run and train again") from None
+
+    def _finished_file(self, name: str) -> Path:
+        if not self.file(name).exists():
+            raise InputError(f"{self.file(name)}: not there yet; the run is unfinished, continue it with --resume")
+        return self.file(name)
+
+
+def build_student(config: Config, channels: dict[str, int], embed_dim: int) -> Student:
+    """The student that a config describes."""
+    return Student(
+        channels, embed_dim, config.fusion, config.fuse_dim, config.moe_hidden, config.moe_top_k, config.gate_noise,
+        config.seed,
+    )  # fmt: skip
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Lines of a metrics file up to the first that is not whole."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def write_atomic(path: Path, write) -> None:
+    """`write(temporary path)`, flushed to disk, then renamed: the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    try:
+        write(partial)
+        with open(partial, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,247 @@
+"""Plan, then gather: what a batch holds is a pure function of (seed, batch number); threads only fetch it.
+
+A plan draws its positions in the unit square once per sample, and every expert looks up its own grid there, so
+token k is the same place of the image for all of them.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.pairing import Samples
+from rgb2pc_lib.teacher import subsampled_mean, teacher_table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided about a batch before anything is read."""
+
+    samples: np.ndarray  # [B] sample numbers, all different
+    teacher: np.ndarray  # [B, S] rows of the pairing table, -1 = none
+    positions: np.ndarray  # [B, K, 2] (x, y) fractions of the original image
+    draws: np.ndarray  # [B] in [0, 1): which copy of a frame, for frame_copy = "random"
+    keep: np.ndarray  # [B, M] False where an expert is dropped on purpose
+    seed: int  # for what is drawn while gathering (teacher points)
+
+
+@dataclass
+class Batch:
+    """Paired token batch. Tensors are valid until the next batch is asked for."""
+
+    tokens: dict[str, torch.Tensor]  # expert -> [B, K, C]
+    present: torch.Tensor  # [B, K, M] False outside an expert's box or where it is dropped
+    positions: torch.Tensor  # [B, K, 2]
+    teacher: torch.Tensor  # [B, E]
+    samples: np.ndarray  # [B]
+
+
+def lattice(grid: tuple[int, int]) -> np.ndarray:
+    """Centres of a grid's cells as positions, `[H*W, 2]`, row-major.
+
+    >>> lattice((1, 2)).tolist()
+    [[0.25, 0.5], [0.75, 0.5]]
+    """
+    h, w = grid
+    y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
+    return np.stack([x, y], -1).reshape(-1, 2)
+
+
+class Planner:
+    """Batches of the training samples, without end: `planner(n)` is batch n, whatever was asked before.
+
+    Epochs are permutations without replacement, so no step repeats inside a batch.
+    """
+
+    def __init__(
+        self, samples: Samples, index: np.ndarray, batch: int, tokens: int, seed: int, drop: float = 0.0,
+        strict: bool = True,
+    ):  # fmt: skip
+        if batch > len(index):
+            raise InputError(f"--batch_size {batch} is larger than the {len(index)} training samples; lower it")
+        self.all_samples, self.index, self.batch, self.tokens = samples, index, batch, tokens
+        self.seed, self.drop, self.strict = seed, drop, strict
+        self.grid = samples.pairing.finest_grid
+        if not strict:
+            table = samples.pairing.table
+            has = table["teacher"] == "ok"
+            groups = table[has].groupby(["task", "episode"]).indices
+            rows = table.index[has].to_numpy()
+            self.choices = {key: rows[i] for key, i in groups.items()}
+            self.episode_of = list(zip(table["task"], table["episode"], strict=True))
+
+    def __call__(self, n: int) -> Plan:
+        per_epoch = len(self.index) // self.batch
+        order = np.random.default_rng([self.seed, 1, n // per_epoch]).permutation(self.index)
+        chosen = order[n % per_epoch * self.batch :][: self.batch]
+        rng = np.random.default_rng([self.seed, 2, n])
+        if self.tokens >= self.grid[0] * self.grid[1]:
+            positions = np.broadcast_to(lattice(self.grid), (self.batch, self.grid[0] * self.grid[1], 2))
+        else:
+            positions = rng.random((self.batch, self.tokens, 2))
+        experts = len(self.all_samples.expert_rows)
+        keep = rng.random((self.batch, experts)) >= self.drop
+        keep[np.arange(self.batch), rng.integers(experts, size=self.batch)] |= ~keep.any(1)
+        teacher = self.all_samples.teacher_rows[chosen]
+        if not self.strict:
+            members = self.all_samples.members[chosen, 0]
+            teacher = np.array([[rng.choice(self.choices[self.episode_of[m]])] for m in members])
+        return Plan(chosen, teacher, positions, rng.random(self.batch), keep, int(rng.integers(2**31)))
+
+
+def ordered_plans(samples: Samples, index: np.ndarray, batch: int, positions: np.ndarray) -> Iterator[Plan]:
+    """The given samples once, in order, at the same positions `[K, 2]` each: for embedding and evaluation."""
+    for start in range(0, len(index), batch):
+        chosen = index[start : start + batch]
+        yield Plan(
+            chosen,
+            samples.teacher_rows[chosen],
+            np.broadcast_to(positions, (len(chosen), *positions.shape)),
+            np.zeros(len(chosen)),
+            np.ones((len(chosen), len(samples.expert_rows)), bool),
+            0,
+        )
+
+
+class Gatherer:
+    """Turns plans into batches on threads that run ahead into a ring of reused buffers.
+
+    `frame_copy` chooses among the copies of a frame ("middle", "last", "random").
+    `teacher_points` > 0 averages that many random points per step instead of using the table of all.
+
+    >>> for batch in Gatherer(samples).run(plans):  # doctest: +SKIP
+    ...     student(batch.tokens, batch.present, batch.positions)
+    """
+
+    def __init__(self, samples: Samples, frame_copy: str = "middle", teacher_points: int = 0, device="cpu", ahead=2):
+        self.samples, self.frame_copy, self.teacher_points = samples, frame_copy, teacher_points
+        self.device, self.ahead = torch.device(device), ahead
+        pairing = samples.pairing
+        table = pairing.table
+        self.keys = list(zip(table["task"], table["episode"], strict=True))
+        self.steps = table["step"].tolist()
+        self.packs, self.experts = pairing.packs, list(samples.expert_rows)
+        rows = np.unique(samples.teacher_rows[samples.teacher_rows >= 0])
+        if not np.array_equal(samples.teacher_rows, samples.members):  # loose pairing may draw any of them
+            rows = np.flatnonzero(table["teacher"] == "ok")
+        self.files = {r: pairing.teacher[self.keys[r]][self.steps[r]] for r in rows.tolist()}
+        self.teacher_row = np.full(len(table), -1)
+        self.teacher_row[rows] = np.arange(len(rows))
+        self.table = teacher_table(list(self.files.values()))  # [rows, E]
+
+    def teacher_embeddings(self, teacher_rows: np.ndarray) -> np.ndarray:
+        """Mean teacher embedding of each sample's member steps, `[n, S]` rows -> `[n, E]`."""
+        there = teacher_rows >= 0
+        rows = self.table[self.teacher_row[teacher_rows]]
+        return (rows * there[..., None]).sum(1) / np.maximum(there.sum(1), 1)[:, None]
+
+    def run(self, plans: Iterable[Plan]) -> Iterator[Batch]:
+        """Batches in the order of the plans. Closing the iterator stops the thread."""
+        free: queue.Queue = queue.Queue()
+        ready: queue.Queue = queue.Queue()
+        stop = threading.Event()
+        for _ in range(self.ahead + 1):
+            free.put({})
+
+        def work():
+            try:
+                for plan in plans:
+                    buffers = free.get()
+                    if stop.is_set():
+                        return
+                    ready.put((self.gather(plan, buffers), buffers))
+                ready.put(None)
+            except BaseException as e:  # handed to the consumer, which raises it
+                ready.put(e)
+
+        thread = threading.Thread(target=work, daemon=True, name="gather")
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                batch, buffers = item
+                yield self._to_device(batch)
+                free.put(buffers)
+        finally:
+            stop.set()
+            free.put({})
+            thread.join()
+
+    def gather(self, plan: Plan, buffers: dict) -> Batch:
+        """Read one batch into `buffers` (expert -> array, made on first use)."""
+        present = np.repeat(plan.keep[:, None, :], plan.positions.shape[1], 1)  # [B, K, M]
+        tokens = {}
+        for m, name in enumerate(self.experts):
+            tokens[name] = self._gather_expert(name, plan, buffers, present[:, :, m])
+        teacher = self.teacher_embeddings(plan.teacher)
+        if self.teacher_points:
+            rng = np.random.default_rng(plan.seed)
+            teacher = np.stack(
+                [
+                    np.mean([subsampled_mean(self.files[r], self.teacher_points, rng) for r in rows if r >= 0], 0)
+                    for rows in plan.teacher.tolist()
+                ]
+            )
+        return Batch(
+            tokens,
+            torch.from_numpy(present),
+            torch.from_numpy(np.ascontiguousarray(plan.positions, np.float32)),
+            torch.from_numpy(np.ascontiguousarray(teacher, np.float32)),
+            plan.samples,
+        )
+
+    def _gather_expert(self, name, plan, buffers, present):
+        rows = self.samples.expert_rows[name][plan.samples]  # [B, S]
+        packs = self.packs[name]
+        placed = [
+            [((pack := packs[self.keys[r]]), pack.where(self.steps[r], self.frame_copy, d)) for r in sample if r >= 0]
+            for sample, d in zip(rows.tolist(), plan.draws, strict=True)
+        ]
+        for sample in placed:
+            for pack, place in sample:
+                pack.will_need(place)
+        first = placed[0][0][0]
+        shape = (*plan.positions.shape[:2], first.channels)
+        out = _buffer(buffers, name, shape, first.dtype, self.device)
+        for b, sample in enumerate(placed):
+            cells = sample[0][0].cells(plan.positions[b])
+            present[b] &= cells >= 0
+            sample[0][0].read(sample[0][1], cells, out[b])
+            if len(sample) > 1:  # a window: the mean over its frames
+                scratch = np.empty_like(out[b])
+                total = _floats(out[b], first.dtype)
+                for pack, place in sample[1:]:
+                    pack.read(place, cells, scratch)
+                    total += _floats(scratch, first.dtype)
+                torch.from_numpy(out[b]).view(first.dtype).copy_(total / len(sample))
+        return torch.from_numpy(out).view(first.dtype)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        moved = Batch(
+            {k: v.to(self.device, non_blocking=True) for k, v in batch.tokens.items()},
+            *(t.to(self.device, non_blocking=True) for t in (batch.present, batch.positions, batch.teacher)),
+            batch.samples,
+        )
+        torch.cuda.synchronize(self.device)  # the host buffers are reused once the batch is yielded back
+        return moved
+
+
+def _buffer(buffers, name, shape, dtype, device) -> np.ndarray:
+    held = buffers.get(name)
+    if held is None or held.shape != shape:
+        stored = torch.int16 if dtype == torch.bfloat16 else dtype
+        buffers[name] = held = torch.empty(shape, dtype=stored, pin_memory=device.type == "cuda").numpy()
+    return held
+
+
+def _floats(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(array).view(dtype).float()

@@ -1,0 +1,69 @@
+"""Tiny workspaces with a known answer: a latent of each step, told to the teacher and to some experts' tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rgb2pc_lib.workspace import Workspace
+
+LATENT, TEACHER_WIDTH, CHANNELS, GRID = 6, 16, {"left": 12, "right": 10}, (4, 4)
+
+
+def make(
+    root: Path, carriers: str = "left", tasks=("push", "pull"), episodes: int = 4, steps: int = 12, window: int = 4,
+    stride: int = 1, dtype=torch.float16, seed: int = 0,
+) -> Workspace:  # fmt: skip
+    """Write teacher files and packs of two experts, "left" and "right", under `root`.
+
+    carriers "left": expert "left" carries the latent everywhere, "right" carries that of a wrong step.
+    carriers "place": which one carries it changes with the place. Each token holds one bit besides; "left" is right
+        where the two bits differ, "right" where they are equal, so no expert can tell alone.
+    """
+    rng = np.random.default_rng(seed)
+    to_teacher = rng.normal(size=(LATENT, TEACHER_WIDTH))
+    to_tokens = {name: rng.normal(size=(LATENT, c)) for name, c in CHANNELS.items()}
+    h, w = GRID
+    for task in tasks:
+        for e in range(episodes):
+            latent = rng.normal(size=(steps, LATENT))
+            names = [f"step_{i:04d}" for i in range(steps)]
+            write_teacher(root / "teacher", task, f"ep_{e}", names, latent @ to_teacher, rng)
+            bits = {name: rng.integers(2, size=(steps, h, w, 1)) for name in CHANNELS}
+            for name, c in CHANNELS.items():
+                true = np.broadcast_to(latent[:, None, None], (steps, h, w, LATENT)).copy()
+                wrong = rng.normal(size=(steps, 1, 1, LATENT))
+                if carriers == "place":
+                    carries = (bits["left"] != bits["right"]) == (name == "left")
+                    true = np.where(carries, true, wrong)
+                elif name == "right":
+                    true[:] = wrong
+                tokens = true @ to_tokens[name] + 0.05 * rng.normal(size=(steps, h, w, c))
+                if carriers == "place":
+                    tokens[..., :1] = 8.0 * bits[name] - 4.0
+                write_pack(root / f"features_{name}", task, f"ep_{e}", names, tokens, window, stride, dtype)
+    experts = {name: root / f"features_{name}" for name in CHANNELS}
+    return Workspace(teacher=root / "teacher", experts=experts, name="tiny")
+
+
+def write_teacher(root, task, episode, names, means, rng, points=5, tag="tiny"):
+    """One file per step; the points' features average exactly to the given mean."""
+    folder = root / task / episode
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, mean in zip(names, means, strict=True):
+        spread = rng.normal(size=(points, len(mean)))
+        feat = torch.tensor(mean + spread - spread.mean(0), dtype=torch.float32)
+        torch.save({"pc_feat": feat, "pc": torch.zeros(points, 3)}, folder / f"{name}.ply.ulip_{tag}.pt")
+
+
+def write_pack(root, task, episode, names, tokens, window=4, stride=1, dtype=torch.float16):
+    """tokens [F, H, W, C] -> overlapping windows, in the documented layout."""
+    starts = range(0, len(names) - window + 1, stride)
+    features = torch.tensor(np.stack([tokens[s : s + window] for s in starts])).to(dtype)
+    paths = [[f"C:\\elsewhere\\{episode}\\{n}.png" for n in names[s : s + window]] for s in starts]
+    path = root / task / f"{episode}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"per_frame_features": features, "frame_paths": paths, "meta": {"window_size": window}}, path)
+    return path
