@@ -1,0 +1,101 @@
+"""Train a student that gives point-cloud-quality embeddings from RGB features alone.
+
+Without flags it trains on the bundled sample (run `make features` once before). Settings come from
+--config FILE (YAML, the same names) and from flags; flags win. On one's own data:
+
+    python tools/train_rgb2pc_distill.py --workspace data/mine.toml --fusion moe --save_dir runs/first
+    python tools/train_rgb2pc_distill.py --pc_root PC --vis_roots vggt=A dinov3=B --tasks door-open
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import typing
+
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
+from tqdm import tqdm
+
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.runs import Config, Run
+from rgb2pc_lib.train import train
+from rgb2pc_lib.workspace import SAMPLE, Workspace, parse_expert_root
+
+ROOTS = ("pc_root", "vis_roots", "rgb_root", "state_root", "cloud_root", "teacher_tag")
+
+
+def parser() -> ArgumentParser:
+    """One flag per field of Config, with its help, default and choices."""
+    p = ArgumentParser(description=__doc__.split("\n\n")[0], prog="train_rgb2pc_distill.py", exit_on_error=False)
+    p.add_argument("--config", action="config", help="YAML file with any of these settings")
+    p.add_argument("--workspace", type=str, help=f"TOML file that names all roots at once (default: {SAMPLE.name})")
+    p.add_argument("--resume", action="store_true", help="continue the run in --save_dir from its last checkpoint")
+    types = typing.get_type_hints(Config)
+    for f in dataclasses.fields(Config):
+        text, default = f.metadata["help"], None if f.name in ROOTS else f.default
+        if f.name == "vis_roots":
+            p.add_argument("--vis_roots", nargs="+", metavar="NAME=FOLDER", help=f"{text}; a bare features_NAME too")
+        elif f.name == "tasks":
+            p.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help=text)
+        elif f.name == "loss_mse":
+            p.add_argument("--loss_mse", nargs="?", const=1.0, default=default, type=float, metavar="WEIGHT",
+                           help=f"{text}; the bare flag means 1")  # fmt: skip
+        elif types[f.name] is bool:
+            p.add_argument(f"--{f.name}", action=ActionYesNo(no_prefix="no_"), default=default, help=text)
+        elif f.metadata["choices"]:
+            p.add_argument(f"--{f.name}", choices=f.metadata["choices"], default=default, help=text)
+        else:
+            kind = types[f.name]
+            p.add_argument(f"--{f.name}", type=kind, default=default, metavar=kind.__name__.upper(), help=text)
+    return p
+
+
+def read_config(arguments: Namespace) -> Config:
+    """Defaults, then the workspace, then single roots."""
+    given = {k: v for k, v in arguments.as_dict().items() if v is not None}
+    for name in ("config", "resume"):
+        given.pop(name, None)
+    named = {k: given.pop(k) for k in ROOTS if k in given}
+    if isinstance(named.get("vis_roots"), list):
+        pairs = [parse_expert_root(text) for text in named["vis_roots"]]
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise InputError(f"--vis_roots names an expert twice: {', '.join(named['vis_roots'])}; write NAME=FOLDER")
+        named["vis_roots"] = {name: str(path) for name, path in pairs}
+    workspace = given.pop("workspace", None)
+    config = Config(**{**given, "tasks": tuple(given.pop("tasks", ()))})
+    if workspace or not named:
+        config = config.with_workspace(Workspace.load(workspace or SAMPLE))
+    return dataclasses.replace(config, **named)
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        arguments = parser().parse_args(argv)
+        config = read_config(arguments)
+        loop = train(config, arguments.resume)
+        stop = []
+        signal.signal(signal.SIGINT, lambda *_: stop.append(1))
+        with tqdm(total=config.steps, unit="step", desc=config.folder.name) as bar:
+            for progress in loop:
+                bar.update(progress.step - bar.n)
+                bar.set_postfix(loss=f"{progress.loss:.3f}", **{k: f"{v:.2f}" for k, v in progress.gates.items()})
+                if progress.held_out:
+                    shown = "  ".join(f"{k} {v:.3g}" for k, v in progress.held_out.items())
+                    bar.write(f"step {progress.step}: held-out {shown}")
+                if stop:
+                    loop.close()
+                    print(f"stopped at step {progress.step}; continue with the same command and --resume")
+                    return 130
+    except (InputError, ArgumentError) as e:
+        print("train_rgb2pc_distill:", " ".join(str(e).split()), file=sys.stderr)
+        return 2
+    summary = Run(config.folder).summary
+    print(f"{config.folder}: {summary['n_train']} training and {summary['n_held_out']} held-out samples")
+    print("held-out  " + "  ".join(f"{k} {v:.3f}" for k, v in summary["held-out"].items()))
+    print("gates     " + "  ".join(f"{k} {v:.3f}" for k, v in summary["gates"].items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
