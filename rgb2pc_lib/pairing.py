@@ -58,17 +58,19 @@ class Pairing:
         return max((p.grid for packs in self.packs.values() for p in packs.values()), key=lambda g: g[0] * g[1])
 
 
-def pair(workspace: Workspace, tasks: list[str] | None = None) -> Pairing:
+def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = True) -> Pairing:
     """Open all packs, list all teacher files, and put every step in one table.
 
     An unreadable pack does not stop it: its steps carry the message as their reason, and `select` refuses to train.
 
+    Without `teacher` nothing of it is looked for, which is all that embedding needs.
+
     >>> pair(Workspace.load("data/sample.toml")).reasons()  # doctest: +SKIP
     """
-    workspace.require("teacher", "experts")
+    workspace.require("experts", *["teacher"] * teacher)
     if reserved := sorted(set(workspace.experts) & set(RESERVED)):
         raise InputError(f"an expert cannot be called {', '.join(reserved)}; rename it in the workspace")
-    teacher = list_teacher(workspace.teacher, workspace.teacher_tag)
+    files = list_teacher(workspace.teacher, workspace.teacher_tag) if teacher else {}
     packs: dict[str, dict] = {name: {} for name in workspace.experts}
     broken: dict[tuple[str, tuple[str, str]], str] = {}
     for name, root in workspace.experts.items():
@@ -80,7 +82,7 @@ def pair(workspace: Workspace, tasks: list[str] | None = None) -> Pairing:
             except InputError as e:
                 broken[name, key] = str(e)
     episodes = sorted(
-        {*teacher, *(k for found in packs.values() for k in found), *(key for _, key in broken)},
+        {*files, *(k for found in packs.values() for k in found), *(key for _, key in broken)},
         key=lambda k: (natural_key(k[0]), natural_key(k[1])),
     )
     if tasks:
@@ -91,7 +93,7 @@ def pair(workspace: Workspace, tasks: list[str] | None = None) -> Pairing:
     rows = []
     for key in episodes:
         have = {name: found[key].copies if key in found else None for name, found in packs.items()}
-        have["teacher"] = teacher.get(key)
+        have["teacher"] = files.get(key)
         steps = sorted({s for steps in have.values() if steps for s in steps}, key=natural_key)
         times = _times(steps)
         for step, time in zip(steps, times, strict=True):
@@ -102,7 +104,7 @@ def pair(workspace: Workspace, tasks: list[str] | None = None) -> Pairing:
             rows.append(row)
     columns = ["task", "episode", "step", "time", *workspace.experts, "teacher"]
     _same_layout(packs)
-    return Pairing(pd.DataFrame(rows, columns=columns), packs, teacher)
+    return Pairing(pd.DataFrame(rows, columns=columns), packs, files)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""What a person sees: one palette, units on axes, and `save_figure`, which keeps how a figure came about."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rgb2pc_lib.evaluate import CONCATENATED, PROBES, SHUFFLED, TEACHER, gap_closed, mean_table
+from rgb2pc_lib.workspace import PROJECT
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the teacher is black, the control grey.
+_MODELS = {TEACHER: "#000000", "moe": "#d55e00", "weighted": "#0072b2", CONCATENATED: "#8a6d3b", SHUFFLED: "#999999"}
+_EXPERTS = ["#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7b5ea7", "#b0b000"]
+
+
+def colour(name: str, experts: list[str]) -> str:
+    """The fixed colour of a model or an expert ("xfeat" and "xfeat only" share one), by its name among the experts."""
+    name = name.removesuffix(" only")
+    return _MODELS.get(name) or _EXPERTS[sorted(experts).index(name) % len(_EXPERTS)]
+
+
+def save_figure(figure: Figure, name: str, folder: Path = PROJECT / "figures", **made_with) -> Path:
+    """Write `<name>.png`, `<name>.svg` and `<name>.json` (commit, library versions, and whatever made it).
+
+    >>> save_figure(figure, "judgement", runs=["runs/judge/moe-seed0"], seeds=3)  # doctest: +SKIP
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+    about = {"figure": name, "commit": commit(), "matplotlib": matplotlib.__version__, **made_with}
+    (folder / f"{name}.json").write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+    return folder / f"{name}.png"
+
+
+def commit() -> str:
+    """The project's commit, with "+" where files differ from it; "unknown" outside a repository."""
+    ask = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def judgement_figure(long: pd.DataFrame) -> Figure:
+    """Probes, retrieval and gap closed of every model side by side, from `evaluate.judge`'s table."""
+    table = mean_table(long)
+    experts = [m.removesuffix(" only") for m in table.index if m.endswith(" only")]
+    seeds = long.loc[long["seed"] >= 0, "seed"].nunique()
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
+    probes, search, gaps = figure.subplots(1, 3, width_ratios=[1.25, 1, 1])
+
+    measures = [f"R2 {p}" for p in PROBES if f"R2 {p}" in table]
+    shown = [TEACHER, "moe", "weighted", CONCATENATED, *experts, SHUFFLED]
+    for i, model in enumerate(shown):
+        x = np.arange(len(measures)) + (i - len(shown) / 2) * 0.09
+        big = model in (TEACHER, "moe", "weighted")
+        label = f"{model}, pooled" if model in experts else model
+        style = {"s": 70, "marker": "o"} if big else {"s": 32, "marker": "D"}
+        probes.scatter(x, table.loc[model, measures].clip(-0.3), color=colour(model, experts), label=label, **style)
+    probes.axhline(0, color="0.8", lw=1, zorder=0)
+    probes.set_xticks(range(len(measures)), [m.removeprefix("R2 ") for m in measures])
+    probes.set(ylabel="within-task R² on held-out episodes", title="Linear probes", ylim=(-0.34, 1.02))
+    probes.legend(fontsize=8, ncols=2, loc="lower left", framealpha=0.9)
+
+    students = ["moe", "weighted", *(f"{e} only" for e in experts), SHUFFLED]
+    for i, model in enumerate(students):
+        rows = long[(long["model"] == model) & (long["measure"] == "R@1 within 1 step")]["value"]
+        search.barh(i, rows.mean(), color=colour(model, experts), height=0.7)
+        search.plot(rows, np.full(len(rows), i), "k|", ms=9)
+        search.text(rows.max() + 0.015, i, f"{rows.mean():.2f}", va="center", fontsize=9)
+    search.set_yticks(range(len(students)), students)
+    search.invert_yaxis()
+    search.set(xlim=(0, 1.05), xlabel="R@1, own step or a neighbour in time", title="Finding the own cloud from RGB")
+
+    closed = gap_closed(long)
+    wanted = [m for m in [*measures, "R@1"] if m in set(closed["measure"])]
+    for k, student in enumerate(("moe", "weighted")):
+        rows = closed[closed["student"] == student].set_index("measure").loc[wanted]
+        y = np.arange(len(wanted)) + (k - 0.5) * 0.25
+        error = np.array([rows["closed"] - rows["low"], rows["high"] - rows["closed"]])
+        gaps.errorbar(rows["closed"], y, xerr=error, fmt="o", capsize=3, color=colour(student, experts), label=student)
+    for i, measure in enumerate(wanted):
+        if closed.loc[closed["measure"] == measure, "closed"].isna().all():
+            gaps.text(0.5, i, "teacher no better than best expert", fontsize=8, ha="center", va="center", color="0.4")
+    gaps.axvline(0, color="0.6", lw=1)
+    gaps.axvline(1, color="k", lw=1)
+    gaps.set_yticks(range(len(wanted)), [m.removeprefix("R2 ") for m in wanted])
+    gaps.invert_yaxis()
+    gaps.set(xlabel="gap closed: 0 = best expert, 1 = teacher", title=f"Gap closed, 95 % interval over {seeds} seeds",
+             xlim=(-0.6, 1.15))  # fmt: skip
+    gaps.legend(fontsize=8, loc="lower right")
+    for axes in (probes, search, gaps):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
