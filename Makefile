@@ -1,0 +1,59 @@
+# `make help` lists what there is. TORCH= chooses the build of torch, for instance
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+EXPERTS := efficientnet xfeat disk daisy
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.DEFAULT_GOAL := help
+.PHONY: help install features demo test lab record teacher bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/  make \1\t/' | expand -t 18
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+
+$(VENV)/core: pyproject.toml constraints.txt requirements-nodeps.txt | $(BIN)/python
+	$(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders]'
+	$(BIN)/pip install -q --no-deps -r requirements-nodeps.txt
+	@touch $@
+
+$(VENV)/tests: $(VENV)/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,sim,test]'
+	@touch $@
+
+$(VENV)/sim: $(VENV)/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,sim]'
+	@touch $@
+
+install: $(VENV)/core  ## the project and its expert encoders, into .venv
+
+features: $(VENV)/core  ## extract the sample's expert packs and teacher files, once
+	$(BIN)/python tools/extract_teacher.py --workspace data/sample.toml
+	$(BIN)/python tools/extract_features.py --workspace data/sample.toml --encoder $(EXPERTS)
+
+demo: features  ## the main job: train and judge students on the sample, held out
+	$(BIN)/python tools/judge.py
+
+lab: features  ## open the notebooks
+	$(BIN)/jupyter lab --notebook-dir=.
+
+test: $(VENV)/tests  ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(VENV)/core  ## benchmarks: ratios against their limits
+	for b in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$b || exit 1; done
+
+record: $(VENV)/sim  ## record the sample's episodes anew, into data/cache/recorded
+	$(BIN)/python tools/record_sim.py --out data/cache/recorded
+
+teacher: $(VENV)/sim  ## train the sample's teacher anew, into data/cache (see data/teacher/README.md)
+	$(BIN)/python tools/train_teacher.py --help
+
+clean:  ## remove what was derived: caches and runs
+	rm -rf data/cache runs
