@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from rgb2pc_lib.clouds import Cloud, back_project, transform, write_ply
+from rgb2pc_lib.clouds import Cloud, back_project, read_ply, transform, write_ply
 from rgb2pc_lib.errors import InputError
 
 GL_HELP = (
@@ -61,7 +61,8 @@ SAMPLE_TASKS = (
     "drawer-open", "door-open", "assembly", "hammer",
     "peg-insert-side", "window-open", "button-press-topdown", "bin-picking",
 )  # fmt: skip
-MARKER_GOALS = ("reach", "push", "pick-place", "sweep", "coffee-pu", "stick", "hand-insert")  # goal is only a marker
+# parts of the names of the tasks whose goal is a marker and nothing else
+MARKER_GOALS = ("reach", "push", "pick-", "coffee-pull", "stick-pull", "hand-insert", "peg-unplug")
 SLIDE, HINGE = int(mujoco.mjtJoint.mjJNT_SLIDE), int(mujoco.mjtJoint.mjJNT_HINGE)  # comparing enums is slow
 ARM_JOINTS = 9  # seven arm joints and two finger slides come first in every Meta-World model
 TABLE_TOP = 0.012  # m above the table plane: higher points belong to robot and objects
@@ -128,6 +129,9 @@ class RecordConfig:
                 raise InputError(f"{name}: expected at least {least}, found {getattr(self, name)}")
 
 
+STANDARD = RecordConfig()  # of the bundled sample
+
+
 @dataclass(frozen=True)
 class Episode:
     """S kept steps of one roll-out; a failed one has no images and no clouds."""
@@ -141,13 +145,24 @@ class Episode:
         return bool(self.state["success"])
 
 
+def task_name(name: str) -> str:
+    """A Meta-World task without its version suffix.
+
+    >>> task_name("drawer-open-v3")  # doctest: +SKIP
+    'drawer-open'
+    """
+    if name.removesuffix("-v3") not in TASKS:
+        raise InputError(f"task: expected one of {', '.join(TASKS)}; found {name!r}")
+    return name.removesuffix("-v3")
+
+
 class Scene:
     """One task with our camera in it; ``record`` rolls out its expert."""
 
-    def __init__(self, task: str, config: RecordConfig = RecordConfig()):  # noqa: B008 (frozen)
-        self.task = task.removesuffix("-v3")
-        if self.task not in TASKS:
-            raise InputError(f"task: expected one of {', '.join(TASKS)}; found {task!r}")
+    renderer = None
+
+    def __init__(self, task: str, config: RecordConfig = STANDARD):
+        self.task = task_name(task)
         self.config = config
         self.env = _build_environment(self.task, config.view)
         self.env._freeze_rand_vec, self.env.seeded_rand_vec = False, True  # so that env.seed decides the placement
@@ -155,10 +170,7 @@ class Scene:
         self.model.vis.quality.offsamples = 0  # anti-aliasing and shadows cost a software renderer ten times the rest
         self.model.vis.quality.shadowsize = 0
         self.model.vis.global_.offwidth = self.model.vis.global_.offheight = config.size
-        try:
-            self.renderer = mujoco.Renderer(self.model, config.size, config.size)
-        except Exception as error:  # each OpenGL fails in its own way
-            raise InputError(f"{GL_HELP}; found MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {error}") from error
+        self.renderer = _open_renderer(self.model, config.size)
         self.options = mujoco.MjvOption()
         self.options.sitegroup[:] = 0
         self._show_goal_marker()
@@ -169,7 +181,14 @@ class Scene:
         self._plain_textures = True
 
     def close(self) -> None:
-        self.renderer.close()
+        """Free the OpenGL context; a scene that is forgotten does so by itself."""
+        if self.renderer is not None:
+            self.renderer._gl_context.make_current()  # else it would free the buffers of the scene drawn last
+            self.renderer.close()
+            self.renderer = None
+
+    def __del__(self):
+        self.close()
 
     # ------------------------------------------------------------------ one episode
 
@@ -293,7 +312,7 @@ class Scene:
         )
 
     def _show_goal_marker(self) -> None:
-        """Some goals exist only as a marker (a site): show those, hide every other marker."""
+        """Some goals exist only as a marker (a site): show those, hide every other site."""
         if any(word in self.task for word in MARKER_GOALS):
             self.options.sitegroup[5] = 1
             for i in range(self.model.nsite):
@@ -386,6 +405,13 @@ def _build_environment(task: str, view: View):
         return ENVIRONMENTS[f"{task}-v3-goal-observable"](seed=0)
 
 
+def _open_renderer(model, size: int):
+    try:
+        return mujoco.Renderer(model, size, size)
+    except Exception as error:  # each OpenGL fails in its own way
+        raise InputError(f"{GL_HELP}; found MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {error}") from error
+
+
 def _noise_texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Two random colours blended by coarse noise, uint8 [height, width, 3]."""
     coarse = rng.integers(0, 256, rng.integers(2, 12, 2), dtype=np.uint8)
@@ -405,6 +431,8 @@ def write_episode(root: str | Path, task: str, name: str, episode: Episode, jpeg
     state = root / "state" / task / f"{name}.npz"
     for folder in (rgb, clouds, state.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    for leftover in (*rgb.glob("step_*"), *clouds.glob("step_*")):  # of an interrupted recording
+        leftover.unlink()
     for step, image, cloud in zip(episode.state["steps"], episode.images, episode.clouds, strict=True):
         Image.fromarray(image).save(rgb / f"{step}.jpg.tmp", format="JPEG", quality=jpeg_quality, optimize=True)
         os.replace(rgb / f"{step}.jpg.tmp", rgb / f"{step}.jpg")
@@ -421,7 +449,7 @@ def record_task(
     episodes: int,
     first_seed: int = 0,
     randomise: str = "half",
-    config: RecordConfig = RecordConfig(),  # noqa: B008 (frozen)
+    config: RecordConfig = STANDARD,
     jpeg_quality: int = 90,
 ) -> Iterator[tuple[str, int, str]]:
     """Record ``episode_0000`` ... of one task, each from the next seed at which the expert succeeds.
@@ -431,17 +459,19 @@ def record_task(
     """
     if randomise not in ("fixed", "random", "half"):
         raise InputError(f"randomise: expected fixed, random or half, found {randomise!r}")
-    task = task.removesuffix("-v3")
+    if episodes < 1 or first_seed < 0 or not 1 <= jpeg_quality <= 95:
+        found = f"episodes {episodes}, first seed {first_seed}, JPEG quality {jpeg_quality}"
+        raise InputError(f"expected 1 episode or more, a first seed of 0 or more, a quality of 1 to 95; found {found}")
+    task = task_name(task)
     scene, seed = None, first_seed
     try:
         for index in range(episodes):
             name = f"episode_{index:04d}"
             looks = RANDOM if randomise == "random" or (randomise == "half" and index % 2) else FIXED
-            state = Path(root) / "state" / task / f"{name}.npz"
-            if state.exists():
-                seed = _check_finished(state, looks, config)
-                yield name, seed, "kept"
-                seed += 1
+            if (Path(root) / "state" / task / f"{name}.npz").exists():
+                kept = _check_finished(Path(root), task, name, looks, config)
+                yield name, kept, "kept"
+                seed = kept + 1
                 continue
             scene = scene or Scene(task, config)
             for tried in range(seed, seed + 50):
@@ -459,16 +489,25 @@ def record_task(
             scene.close()
 
 
-def _check_finished(path: Path, looks: Randomise, config: RecordConfig) -> int:
+def _check_finished(root: Path, task: str, name: str, looks: Randomise, config: RecordConfig) -> int:
     """The seed of a finished episode, which must have been recorded with the same settings."""
+    path = root / "state" / task / f"{name}.npz"
     with np.load(path, allow_pickle=False) as state:
-        found = {"randomised": bool(state["randomised"]), "frame": str(state["frame"]), "steps": len(state["steps"])}
-        found["size"] = round(2 * float(state["K"][0, 2]))
-        expected = {"randomised": bool(looks), "frame": config.frame, "steps": config.steps, "size": config.size}
-        for name, value in expected.items():
-            if found[name] != value:
-                raise InputError(
-                    f"{path}: expected an episode with {name} = {value}, found {found[name]}; "
-                    "record into another folder or ask for the same settings"
-                )
+        found = {
+            "randomised": bool(state["randomised"]),
+            "frame": str(state["frame"]),
+            "size": round(2 * float(state["K"][0, 2])),
+            "steps": len(state["steps"]),
+            "points": len(read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")),
+        }
+        asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
+        asked["randomised"] = bool(looks)
+        asked["steps"] = min(config.steps, int(state["time"][-1]) + 1)  # a short roll-out has no more
+        differing = [key for key in asked if asked[key] != found[key]]
+        if differing:
+            raise InputError(
+                f"{path}: expected an episode with {', '.join(f'{key} = {asked[key]}' for key in differing)}, "
+                f"found {', '.join(str(found[key]) for key in differing)}; "
+                "record into another folder, or ask for the settings of the first recording"
+            )
         return int(state["seed"])

@@ -9,41 +9,50 @@ from tqdm import tqdm
 from rgb2pc_lib.errors import InputError
 
 
-def main() -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", required=True, help="folder for rgb/, clouds/ and state/; finished episodes are kept")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="Meta-World tasks; without it the sample's eight")
-    parser.add_argument("--episodes", type=int, default=8, help="episodes a task, successful ones only")
-    parser.add_argument("--first_seed", type=int, default=0, help="seed of a task's first episode; the next follow")
-    parser.add_argument("--steps", type=int, default=16, help="steps kept an episode, evenly spaced")
-    parser.add_argument("--size", type=int, default=224, help="height and width of the images, pixels")
-    parser.add_argument("--points", type=int, default=1024, help="points a cloud")
+    parser.add_argument("--out", required=True, default=argparse.SUPPRESS,
+                        help="folder for rgb/, clouds/ and state/; finished episodes are kept")  # fmt: skip
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="Meta-World tasks; None: the eight of the sample")
+    parser.add_argument("--episodes", type=int, default=8, metavar="N", help="episodes a task, successful ones only")
+    parser.add_argument("--first_seed", type=int, default=0, metavar="N", help="seed of a task's first episode")
+    parser.add_argument("--steps", type=int, default=16, metavar="N", help="steps kept an episode, evenly spaced")
+    parser.add_argument("--size", type=int, default=224, metavar="PX", help="height and width of the images, pixels")
+    parser.add_argument("--points", type=int, default=1024, metavar="N", help="points a cloud")
     parser.add_argument("--randomise", choices=["fixed", "random", "half"], default="half",
-                        help="look of the episodes: camera, light, colours, textures, distractors; "
-                             "half randomises every second episode")  # fmt: skip
-    parser.add_argument("--frame", choices=["camera", "world"], default="camera", help="frame of the clouds")
-    parser.add_argument("--jpeg_quality", type=int, default=90, help="1 to 95")
-    args = parser.parse_args()
+                        help="camera, light, colours, textures, distractors; half: every second episode")  # fmt: skip
+    parser.add_argument("--frame", choices=["camera", "world"], default="camera", help="frame of the clouds, metres")
+    parser.add_argument("--jpeg_quality", type=int, default=85, metavar="Q", help="1 to 95")
+    return parser.parse_args(argv)
 
-    from rgb2pc_lib import sim  # slow, and only here is the simulator needed
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    from rgb2pc_lib import sim  # not needed for --help, slow, and an optional extra
 
     config = sim.RecordConfig(size=args.size, steps=args.steps, points=args.points, frame=args.frame)
-    tasks = args.tasks or sim.SAMPLE_TASKS
+    tasks = [sim.task_name(task) for task in args.tasks or sim.SAMPLE_TASKS]
+    counts = {"recorded": 0, "kept": 0, "failed": 0}
     with tqdm(total=len(tasks) * args.episodes, unit="episode") as bar:
         for task in tasks:
             bar.set_description(task)
-            recording = sim.record_task(
+            for name, seed, outcome in sim.record_task(
                 args.out, task, args.episodes, args.first_seed, args.randomise, config, args.jpeg_quality
-            )
-            for name, seed, outcome in recording:
+            ):
+                counts[outcome] += 1
                 if outcome == "failed":
-                    bar.write(f"{task}/{name}: the expert fails from seed {seed}; trying seed {seed + 1}")
+                    bar.write(f"{task}/{name}: the expert fails from seed {seed}, trying {seed + 1}")
                 else:
                     bar.update()
+    print(f"{args.out}: {counts['recorded']} episodes recorded, {counts['kept']} kept, {counts['failed']} seeds failed")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)
