@@ -43,7 +43,7 @@ demo: features  ## the main job: train and judge students on the sample, held ou
 lab: features  ## open the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.
 
-test: $(VENV)/tests  ## all tests
+test: $(VENV)/tests features  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/core  ## benchmarks: ratios against their limits

@@ -104,7 +104,7 @@ def _ridge(x, y, groups, columns, x_new) -> np.ndarray:
     errors = np.zeros((len(_ALPHAS), y.shape[1]))
     for a, b in GroupKFold(min(4, len(set(groups)))).split(x, groups=groups):
         for i, alpha in enumerate(_ALPHAS):
-            errors[i] += ((Ridge(alpha).fit(x[a], y[a]).predict(x[b]) - y[b]) ** 2).sum(0)
+            errors[i] += ((Ridge(alpha).fit(x[a], y[a]).predict(x[b]).reshape(len(b), -1) - y[b]) ** 2).sum(0)
     total = np.stack([errors[:, columns == c].sum(1) for c in range(columns.max() + 1)], 1)  # [alphas, targets]
     best = total.argmin(0)[columns]
     out = np.empty((len(x_new), y.shape[1]))

@@ -76,17 +76,21 @@ def main(argv: list[str] | None = None) -> int:
         loop = train(config, arguments.resume)
         stop = []
         signal.signal(signal.SIGINT, lambda *_: stop.append(1))
-        with tqdm(total=config.steps, unit="step", desc=config.folder.name) as bar:
-            for progress in loop:
-                bar.update(progress.step - bar.n)
-                bar.set_postfix(loss=f"{progress.loss:.3f}", **{k: f"{v:.2f}" for k, v in progress.gates.items()})
-                if progress.held_out:
-                    shown = "  ".join(f"{k} {v:.3g}" for k, v in progress.held_out.items())
-                    bar.write(f"step {progress.step}: held-out {shown}")
-                if stop:
-                    loop.close()
-                    print(f"stopped at step {progress.step}; continue with the same command and --resume")
-                    return 130
+        bar = None  # not before the input has proved good
+        for progress in loop:
+            bar = tqdm(total=config.steps, unit="step", desc=config.folder.name) if bar is None else bar
+            bar.update(progress.step - bar.n)
+            bar.set_postfix(loss=f"{progress.loss:.3f}", **{k: f"{v:.2f}" for k, v in progress.gates.items()})
+            if progress.held_out:
+                shown = "  ".join(f"{k} {v:.3g}" for k, v in progress.held_out.items())
+                bar.write(f"step {progress.step}: held-out {shown}")
+            if stop:
+                loop.close()
+                bar.close()
+                print(f"stopped at step {progress.step}; continue with the same command and --resume")
+                return 130
+        if bar is not None:
+            bar.close()
     except (InputError, ArgumentError) as e:
         print("train_rgb2pc_distill:", " ".join(str(e).split()), file=sys.stderr)
         return 2
