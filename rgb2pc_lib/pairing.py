@@ -67,7 +67,7 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
 
     >>> pair(Workspace.load("data/sample.toml")).reasons()  # doctest: +SKIP
     """
-    workspace.require("experts", *["teacher"] * teacher)
+    workspace.require(*["teacher"] * teacher, "experts")
     if reserved := sorted(set(workspace.experts) & set(RESERVED)):
         raise InputError(f"an expert cannot be called {', '.join(reserved)}; rename it in the workspace")
     files = list_teacher(workspace.teacher, workspace.teacher_tag) if teacher else {}

@@ -26,15 +26,17 @@ def roots(workspace):
 
 
 def test_every_documented_flag(left, tmp_path):
-    out = call(*roots(left), *FLAGS, "--tasks", "push", "--fusion", "moe", "--loss_mse", "--strict_pairing", "--amp",
-               "--pairing_fallback", "skip", "--sample_unit", "step", "--teacher_points", 3, "--save_dir", tmp_path)  # fmt: skip
+    out = call(*roots(left), *FLAGS, "--tasks", "push", "--fusion", "moe", "--loss_mse", "--strict_pairing",
+               "--pairing_fallback", "skip", "--sample_unit", "step", "--teacher_points", 3, "--amp",
+               "--save_dir", tmp_path)  # fmt: skip
     assert out.returncode == 0, out.stderr
     run = Run.open(tmp_path)
     c = run.config
     assert (c.fusion, c.loss_mse, c.tasks, c.amp, c.seed, c.teacher_points) == ("moe", 1.0, ("push",), True, 3, 3)
     assert "held-out" in out.stdout and str(run.summary["n_held_out"]) in out.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "config.json", "embeddings.npz", "metrics.jsonl", "model.safetensors", "state.pt", "summary.json", "tensorboard",
+        "config.json", "embeddings.npz", "metrics.jsonl", "model.safetensors", "state.pt", "summary.json",
+        "tensorboard",
     ]  # fmt: skip
     assert list((tmp_path / "tensorboard").iterdir())
 
@@ -108,6 +110,7 @@ def test_help_tells_defaults_and_units():
 
 def test_expert_names_from_folders():
     assert parse_expert_root("/data/features_vggt_1b_fp16")[0] == "vggt"
-    assert parse_expert_root("mine=/data/x=y")[0] == "mine" and str(parse_expert_root("mine=/data/x=y")[1]) == "/data/x=y"
+    name, folder = parse_expert_root("mine=/data/x=y")
+    assert (name, str(folder)) == ("mine", "/data/x=y")
     with pytest.raises(InputError):
         parse_expert_root("/data/features_")

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--workspace", default=SAMPLE, help="TOML file that names the roots (default: the sample)")
     p.add_argument("--out", type=Path, default=Path("runs/judge"), help="folder of the runs (default: %(default)s)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per student (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=30 if FAST else 300, help="steps of each training (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=30 if FAST else 300, help="steps of each run (default: %(default)s)")
     p.add_argument("--figure", default="judgement", help="name of the figure in figures/ (default: %(default)s)")
     a = p.parse_args(argv)
     try:
