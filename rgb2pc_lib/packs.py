@@ -24,15 +24,23 @@ from rgb2pc_lib.errors import InputError
 KEY = "per_frame_features"
 COPIES = ("middle", "last", "random")  # which of the up to T copies of a frame is used
 _MADV_RANDOM, _MADV_WILLNEED, _MADV_DONTNEED = 1, 3, 4  # the same numbers on Linux and macOS
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 2020 begin
+
+# Numpy arrays and numbers inside a torch file are data, not code: the names their pickles need, old and new.
+torch.serialization.add_safe_globals(
+    [(np._core.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    + [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    + [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in ("?", "U1", *np.typecodes["AllInteger"], "e", "f", "d")}]
+)
 
 
 def step_name(path: str) -> str:
-    """Name of a step from any path, also one written on Windows or another machine.
+    """Name of a step from any path, also one written on Windows or another machine: the last component's stem.
 
-    >>> step_name("D:\\\\data\\\\ep\\\\step_0042.png"), step_name("a/step_0042.ply.ulip_x.pt")
-    ('step_0042', 'step_0042')
+    >>> step_name("D:\\\\data\\\\step_0042.png"), step_name("a/step_0042.ply.ulip_x.pt"), step_name("left.0007.jpg")
+    ('step_0042', 'step_0042', 'left.0007')
     """
-    return re.split(r"[\\/]", str(path))[-1].split(".")[0]
+    return re.sub(r"(\.ply\.ulip_.*|\.[^.]*)$", "", re.split(r"[\\/]", path)[-1])
 
 
 def list_packs(root: Path) -> dict[tuple[str, str], Path]:
@@ -78,6 +86,8 @@ class FeaturePack:
             raise InputError(
                 f"{path}: expected '{KEY}' of shape [W, T, H, W, C], found {list(features.shape)}; re-extract it"
             )
+        if not isinstance(meta, dict):
+            raise InputError(f"{path}: expected 'meta' to be a dict, found a {type(meta).__name__}; re-extract it")
         box = token_box(meta, features.shape[2:4], expert, raw_size)
         return cls(path, features, dtype, _locate(path, frame_paths, features.shape[:2]), box, meta)
 
@@ -124,7 +134,7 @@ class FeaturePack:
         frame = self._frame(place)
         np.take(frame, cells, axis=0, out=out, mode="clip")
         if isinstance(self.features, np.ndarray):  # unmap the pages again: resident memory stays at the batch's size
-            _advise(frame, _MADV_DONTNEED)
+            _advise(self.features[place], _MADV_DONTNEED)  # never `frame`: of strided features it is a copy on the heap
 
     def tokens(self, step: str, positions: np.ndarray, copy: str = "middle") -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`."""
@@ -183,32 +193,38 @@ def token_box(meta: dict, grid, expert: str = "", raw_size=None) -> tuple[float,
 # -- reading files
 
 
-def _open_pt(path):
+def load_torch(path: Path, refused: str, mmap: bool = False):
+    """What a torch file holds. Never runs code that is stored in it.
+
+    Raises InputError naming the file when it is unreadable, or needs code (`refused` says what to do then).
+    """
     try:
-        raw = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as e:
-        if "Unsupported" not in str(e) and "GLOBAL" not in str(e):
-            raise InputError(f"{path}: not a readable torch file ({first_line(e)}); re-extract this episode") from None
-        raise InputError(
-            f"{path}: reading it would run code stored in the file ({first_line(e)}), so it is refused; "
-            f"convert it once with: python tools/convert_packs.py --from {path.parent.parent} --out NEW_ROOT"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as e:
-        if "mmap can only be used" in str(e):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as e:  # a damaged pickle fails in any way
+        code = re.search(r"GLOBAL (\S+)", str(e))  # the class or function that the file asks for
+        if isinstance(e, pickle.UnpicklingError) and code:
             raise InputError(
-                f"{path}: written in the torch format of before 2020, which cannot be mapped; "
-                f"convert it once with: python tools/convert_packs.py --from {path.parent.parent} --out NEW_ROOT"
+                f"{path}: reading it would run code, {code[1]}, that the file asks for, so it is refused; {refused}"
             ) from None
-        raise InputError(f"{path}: not a readable torch file ({first_line(e)}); re-extract this episode") from None
+        raise InputError(f"{path}: not a readable torch file ({first_line(e)}); re-extract it") from None
+
+
+def _open_pt(path):
+    convert = f"python tools/convert_packs.py --from {path.parent.parent} --out NEW_ROOT"
+    if path.is_file() and path.open("rb").read(len(_OLD_TORCH)) == _OLD_TORCH:
+        raise InputError(
+            f"{path}: in the torch format of before 2020, which cannot be mapped; convert it once with: {convert}"
+        )
+    raw = load_torch(path, f"convert it once with: {convert}", mmap=True)
     if isinstance(raw, torch.Tensor):
         raise InputError(
             f"{path}: a bare tensor {list(raw.shape)} without frame names, so it cannot be paired; convert it with: "
-            f"python tools/convert_packs.py --from {path.parent.parent} --out NEW_ROOT --rgb_root FRAMES"
+            f"{convert} --rgb_root FRAMES"
         )
     if not isinstance(raw, dict) or not isinstance(raw.get(KEY), torch.Tensor):
         found = f"a dict with {sorted(map(str, raw))}" if isinstance(raw, dict) else f"a {type(raw).__name__}"
         raise InputError(f"{path}: expected a dict with the tensor '{KEY}', found {found}; re-extract this episode")
-    features = raw[KEY]
+    features = raw[KEY].detach()
     if features.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise InputError(f"{path}: expected fp16, bf16 or fp32 features, found {features.dtype}; re-extract it")
     array = (features.view(torch.int16) if features.dtype == torch.bfloat16 else features).numpy()
@@ -220,10 +236,12 @@ def _open_zarr(path):
     import zarr
 
     try:
-        group = zarr.open_group(str(path), mode="r")
-        features = group[KEY]
-    except (KeyError, ValueError, OSError, zarr.errors.BaseZarrError) as e:
+        features = zarr.open_group(str(path), mode="r")[KEY]
+        chunks = features.nchunks_initialized, features.nchunks
+    except (KeyError, ValueError, AttributeError, OSError, zarr.errors.BaseZarrError) as e:
         raise InputError(f"{path}: expected a zarr group with the array '{KEY}' ({first_line(e)})") from None
+    if chunks[0] < chunks[1]:  # zarr would read the others as zeros
+        raise InputError(f"{path}: unfinished, only {chunks[0]} of {chunks[1]} chunks are there; re-extract it")
     dtype = {"float16": torch.float16, "float32": torch.float32}.get(str(features.dtype))
     if dtype is None:
         raise InputError(f"{path}: expected float16 or float32 features, found {features.dtype}")
@@ -232,7 +250,10 @@ def _open_zarr(path):
 
 @functools.lru_cache(maxsize=2)  # one chunk is one window; reading in order meets it T times
 def _zarr_window(pack: FeaturePack, window: int) -> np.ndarray:
-    return pack.features[window]
+    try:
+        return pack.features[window]
+    except (RuntimeError, ValueError, OSError) as e:
+        raise InputError(f"{pack.path}: window {window} is unreadable ({first_line(e)}); re-extract it") from None
 
 
 def read_json(path: Path):
@@ -245,16 +266,18 @@ def read_json(path: Path):
 
 
 def _locate(path, frame_paths, shape) -> dict[str, list[tuple[int, int]]]:
-    if not frame_paths:
-        what = "frame_paths.json beside the array" if path.suffix == ".zarr" else "'frame_paths'"
+    windows = frame_paths if isinstance(frame_paths, list | tuple) else []
+    if not windows:
+        what = "frame_paths.json beside the array" if path.suffix == ".zarr" else "list 'frame_paths'"
         raise InputError(f"{path}: no {what}, so its frames have no step names and cannot be paired by name")
-    if [len(frame_paths), *{len(w) for w in frame_paths}] != list(shape):
+    names = [len(w) if isinstance(w, list | tuple) and all(isinstance(n, str) for n in w) else 0 for w in windows]
+    if names != [shape[1]] * shape[0]:
         raise InputError(
             f"{path}: expected frame_paths as {shape[0]} lists of {shape[1]} names, "
-            f"found {len(frame_paths)} lists of {sorted({len(w) for w in frame_paths})}; re-extract this episode"
+            f"found {len(names)} lists with {sorted(set(names))} names; re-extract this episode"
         )
     copies: dict[str, list[tuple[int, int]]] = {}
-    for w, window in enumerate(frame_paths):
+    for w, window in enumerate(windows):
         for t, name in enumerate(window):
             copies.setdefault(step_name(name), []).append((w, t))
     return copies

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +18,10 @@ import torch
 from tqdm import tqdm
 
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.packs import KEY, first_line, read_json, step_name
+from rgb2pc_lib.packs import KEY, first_line, load_torch, read_json, step_name
 from rgb2pc_lib.workspace import CACHE
 
 _STEP_FILE = re.compile(r"^(?P<step>[^.]+)\.ply\.ulip_(?P<tag>.+)\.(pt|zarr)$")
-
-# Numpy arrays inside a torch file are data, not code: the names their pickles need, old and new.
-torch.serialization.add_safe_globals(
-    [(np._core.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    + [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    + [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in ("f2", "f4", "f8", "u1", "i4", "i8")}]
-)
-
 
 @dataclass(frozen=True)
 class TeacherFile:
@@ -87,7 +78,7 @@ def read_points(file: TeacherFile) -> PointFeatures:
     Raises InputError naming the file when it is unreadable or has no `pc_feat [N, E]`.
     """
     path = file.path
-    raw = _read_pt(path) if path.suffix == ".pt" else {"pc_feat": _read_zarr(file)}
+    raw = load_torch(path, "extract this step again") if path.suffix == ".pt" else {"pc_feat": _read_zarr(file)}
     feat = raw.get("pc_feat") if isinstance(raw, dict) else None
     if feat is None or getattr(feat, "ndim", 0) != 2 or 0 in feat.shape:
         found = sorted(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__
@@ -131,7 +122,7 @@ def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool 
     return table
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)  # about 1 MB each
 def _points_open(path: Path) -> np.ndarray:
     return read_points(TeacherFile(path)).pc_feat
 
@@ -139,7 +130,7 @@ def _points_open(path: Path) -> np.ndarray:
 def subsampled_mean(file: TeacherFile, points: int, rng: np.random.Generator) -> np.ndarray:
     """Mean over a random subset of a step's points, `[E]`: an augmentation of the teacher."""
     if file.row is not None:
-        raise InputError(f"{file.path}: holds one pooled embedding a step, so --teacher_points has nothing to subsample")
+        raise InputError(f"{file.path}: one pooled embedding a step: nothing for --teacher_points to subsample")
     feat = _points_open(file.path)
     return feat[rng.choice(len(feat), min(points, len(feat)), replace=False)].mean(0)
 
@@ -152,16 +143,7 @@ def _stamp(file: TeacherFile) -> str:
 def _array(value) -> np.ndarray | None:
     if value is None:
         return None
-    return np.asarray(value.float() if isinstance(value, torch.Tensor) else value, np.float32)
-
-
-def _read_pt(path: Path):
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise InputError(f"{path}: cannot be read without running code stored in it ({first_line(e)}); refused") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as e:
-        raise InputError(f"{path}: not a readable torch file ({first_line(e)}); re-extract this step") from None
+    return np.asarray(value.detach().float() if isinstance(value, torch.Tensor) else value, np.float32)
 
 
 def _read_zarr(file: TeacherFile) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,29 @@ def write_pack(root, task, episode, names, tokens, window=4, stride=1, dtype=tor
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"per_frame_features": features, "frame_paths": paths, "meta": {"window_size": window}}, path)
     return path
+
+
+def write_zarr(root, task, episode, names, tokens, window=4, stride=1, dtype="f4", version=2):
+    """The same pack as a zarr group of format 2 or 3, one chunk a window, its names in frame_paths.json."""
+    import zarr
+
+    starts = range(0, len(names) - window + 1, stride)
+    features = np.stack([tokens[s : s + window] for s in starts]).astype(dtype)
+    path = root / task / f"{episode}.zarr"
+    group = zarr.open_group(str(path), mode="w", zarr_format=version)
+    array = group.create_array(
+        "per_frame_features", shape=features.shape, chunks=(1, *features.shape[1:]), dtype=features.dtype
+    )
+    array[:] = features
+    paths = [[f"/elsewhere/{episode}/{n}.png" for n in names[s : s + window]] for s in starts]
+    (path / "frame_paths.json").write_text(json.dumps(paths))
+    (path / "meta.json").write_text(json.dumps({"window_size": window}))
+    return path
+
+
+def contents(folder: Path) -> dict:
+    """Every file and folder below, with size, time of change and bytes: equal before and after means untouched."""
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
+        for p in sorted(folder.rglob("*"))
+    }
