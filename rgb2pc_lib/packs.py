@@ -30,7 +30,7 @@ _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch b
 torch.serialization.add_safe_globals(
     [(np._core.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     + [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    + [np.ndarray, np.dtype, *{type(np.dtype(t)) for t in ("?", "U1", *np.typecodes["AllInteger"], "e", "f", "d")}]
+    + [bytes, np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?efdU" + np.typecodes["AllInteger"]}]
 )
 
 

@@ -21,7 +21,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.packs import KEY, first_line, load_torch, read_json, step_name
 from rgb2pc_lib.workspace import CACHE
 
-_STEP_FILE = re.compile(r"^(?P<step>[^.]+)\.ply\.ulip_(?P<tag>.+)\.(pt|zarr)$")
+_STEP_FILE = re.compile(r"^(?P<step>.+?)\.ply\.ulip_(?P<tag>.+)\.(pt|zarr)$")
 
 @dataclass(frozen=True)
 class TeacherFile:
@@ -43,33 +43,47 @@ class PointFeatures:
 def list_teacher(root: Path, tag: str | None = None) -> dict[tuple[str, str], dict[str, TeacherFile]]:
     """(task, episode) -> step -> where its features lie; nothing is opened but pooled arrays' frame lists.
 
-    Raises InputError when a step has several tags and none is chosen.
+    Raises InputError when the root holds several tags and none is chosen, or one that is not there is, and when a
+    step stands there twice. Two tags are two teachers: their embeddings are never mixed.
     """
     found: dict[tuple[str, str], dict[str, TeacherFile]] = {}
+    tags: dict[str, Path] = {}  # every tag, and one file that has it
     for episode in sorted(root.glob("*/*")):
         if episode.suffix == ".zarr":
-            names = read_json(episode / "frame_paths.json")
-            if names is not None:  # without names its steps cannot be paired; the pairing table says so
-                steps = {step_name(n): TeacherFile(episode, i) for i, n in enumerate(names)}
-                found.setdefault((episode.parent.name, episode.stem), {}).update(steps)
+            steps = _pooled_steps(episode)
+        elif episode.is_dir():
+            steps = {}
+            for name in sorted(os.listdir(episode)):
+                if match := _STEP_FILE.match(name):
+                    tags.setdefault(match["tag"], episode / name)
+                    if match["tag"] == (tag or next(iter(tags))):
+                        _add(steps, match["step"], TeacherFile(episode / name))
+        else:
             continue
-        if not episode.is_dir():
-            continue
-        steps, tags = {}, {}
-        for entry in os.scandir(episode):
-            match = _STEP_FILE.match(entry.name)
-            if match and tag in (None, match["tag"]):
-                tags.setdefault(match["step"], []).append(match["tag"])
-                steps[match["step"]] = TeacherFile(Path(entry.path))
-        several = sorted({t for names in tags.values() if len(names) > 1 for t in names})
-        if several:
-            raise InputError(
-                f"{episode}: steps have several teachers, {', '.join(several)}; choose one with "
-                f"teacher_tag in the workspace or --teacher_tag"
-            )
-        if steps:
-            found.setdefault((episode.parent.name, episode.name), {}).update(steps)
+        for step, file in steps.items():
+            _add(found.setdefault((episode.parent.name, episode.name.removesuffix(".zarr")), {}), step, file)
+    choose = "choose one with teacher_tag in the workspace or --teacher_tag"
+    if tag is None and len(tags) > 1:
+        listed = ", ".join(f"{t} ({path.relative_to(root)})" for t, path in sorted(tags.items()))
+        raise InputError(f"{root}: features of several teachers, {listed}; {choose}")
+    if tag is not None and tags and tag not in tags:
+        raise InputError(f"{root}: no features with the tag {tag}, found {', '.join(sorted(tags))}; {choose}")
     return found
+
+
+def _pooled_steps(episode: Path) -> dict[str, TeacherFile]:
+    names = read_json(episode / "frame_paths.json")
+    if names is None:  # without names its steps cannot be paired; the pairing table says so
+        return {}
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise InputError(f"{episode / 'frame_paths.json'}: expected a flat list of the steps' names; write it again")
+    return {step_name(n): TeacherFile(episode, i) for i, n in enumerate(names)}
+
+
+def _add(steps: dict[str, TeacherFile], step: str, file: TeacherFile) -> None:
+    if step in steps and steps[step].path != file.path:
+        raise InputError(f"{file.path}: this step also exists in {steps[step].path.name}; keep one of the two")
+    steps[step] = file
 
 
 def read_points(file: TeacherFile) -> PointFeatures:
@@ -84,7 +98,7 @@ def read_points(file: TeacherFile) -> PointFeatures:
         found = sorted(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__
         shape = "" if feat is None else f" with pc_feat of shape {list(getattr(feat, 'shape', []))}"
         raise InputError(f"{path}: expected a dict with 'pc_feat' [N, E], found {found}{shape}; re-extract this step")
-    uv = raw.get("uv", raw.get("uvs"))
+    uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
     return PointFeatures(_array(feat), _array(raw.get("pc")), _array(uv))
 
 
@@ -101,7 +115,8 @@ def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool 
     if store.exists():
         with np.load(store, allow_pickle=False) as z:
             known = dict(zip(z["stamps"].tolist(), z["table"], strict=True))
-    stamps = [_stamp(f) for f in files]
+    states = {path: _state(path) for path in {f.path for f in files}}
+    stamps = [f"{f.path}|{f.row}|{states[f.path]}" for f in files]
     missing = [i for i, s in enumerate(stamps) if s not in known]
     for i in tqdm(missing, desc="teacher embeddings", unit="step", disable=not progress or len(missing) < 500):
         mean = read_points(files[i]).pc_feat.mean(0)
@@ -135,9 +150,10 @@ def subsampled_mean(file: TeacherFile, points: int, rng: np.random.Generator) ->
     return feat[rng.choice(len(feat), min(points, len(feat)), replace=False)].mean(0)
 
 
-def _stamp(file: TeacherFile) -> str:
-    stat = os.stat(file.path)
-    return f"{file.path}|{file.row}|{stat.st_size}|{stat.st_mtime_ns}"
+def _state(path: Path) -> str:
+    """Size and time of the last change; of a zarr folder, over all that it holds."""
+    stats = [os.stat(p) for p in (path, *path.rglob("*"))] if path.is_dir() else [os.stat(path)]
+    return f"{sum(s.st_size for s in stats)}|{max(s.st_mtime_ns for s in stats)}"
 
 
 def _array(value) -> np.ndarray | None:
