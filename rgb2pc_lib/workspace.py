@@ -18,6 +18,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 SAMPLE = PROJECT / "data" / "sample.toml"
 CACHE = PROJECT / "data" / "cache"  # everything derived; users' folders are never written to
 
+FAST = os.environ.get("RGB2PC_FAST") == "1"  # shrinks notebooks and the demo for tests; the code path stays the same
+
 ROOTS = ("teacher", "rgb", "clouds", "state")
 
 

@@ -20,9 +20,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.evaluate import gap_closed, judge, line_up, mean_table, train_line_up
 from rgb2pc_lib.plots import judgement_figure, save_figure
 from rgb2pc_lib.runs import Config
-from rgb2pc_lib.workspace import SAMPLE, Workspace
-
-FAST = os.environ.get("RGB2PC_FAST") == "1"  # shrinks the demonstration for tests; the code path stays the same
+from rgb2pc_lib.workspace import FAST, SAMPLE, Workspace
 
 
 def main(argv: list[str] | None = None) -> int:
