@@ -56,15 +56,18 @@ class Workspace:
             raise InputError(f"{path}: expected a TOML workspace file like data/sample.toml, found: {e}") from None
         roots, experts = raw.pop("roots", {}), raw.pop("experts", {})
         name, tag = raw.pop("name", path.stem), raw.pop("teacher_tag", None)
+        if not isinstance(roots, dict) or not isinstance(experts, dict):
+            raise InputError(f"{path}: expected tables [roots] and [experts] of name = folder, like data/sample.toml")
         unknown = sorted({*raw, *(set(roots) - set(ROOTS))})
         if unknown:
             raise InputError(
                 f"{path}: unknown key(s) {', '.join(unknown)}; expected name, teacher_tag, "
                 f"[roots] with {', '.join(ROOTS)}, and [experts] with name = folder"
             )
-        not_text = [k for k, v in {**roots, **experts}.items() if not isinstance(v, str)]
+        texts = {**roots, **experts, "name": name, "teacher_tag": tag or ""}
+        not_text = [k for k, v in texts.items() if not isinstance(v, str)]
         if not_text:
-            raise InputError(f"{path}: expected a folder name in quotes for {', '.join(not_text)}")
+            raise InputError(f"{path}: expected text in quotes for {', '.join(not_text)}")
 
         def resolve(p):
             return Path(os.path.normpath(path.parent / Path(p).expanduser()))
