@@ -61,7 +61,8 @@ class Pairing:
 def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = True) -> Pairing:
     """Open all packs, list all teacher files, and put every step in one table.
 
-    An unreadable pack does not stop it: its steps carry the message as their reason, and `select` refuses to train.
+    An unreadable pack does not stop it: its steps (or one row without a step, where no source tells the steps) carry
+    the message as their reason, and `select` refuses to train.
 
     Without `teacher` nothing of it is looked for, which is all that embedding needs.
 
@@ -73,6 +74,10 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     files = list_teacher(workspace.teacher, workspace.teacher_tag) if teacher else {}
     packs: dict[str, dict] = {name: {} for name in workspace.experts}
     broken: dict[tuple[str, tuple[str, str]], str] = {}
+    for path in workspace.teacher.glob("*/*.zarr") if teacher else ():
+        key = (path.parent.name, path.stem)
+        if key not in files and (not tasks or key[0] in tasks):
+            broken["teacher", key] = f"{path}: no frame_paths.json, so its steps cannot be paired by name"
     for name, root in workspace.experts.items():
         for key, path in list_packs(root).items():
             if tasks and key[0] not in tasks:
@@ -95,6 +100,7 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
         have = {name: found[key].copies if key in found else None for name, found in packs.items()}
         have["teacher"] = files.get(key)
         steps = sorted({s for steps in have.values() if steps for s in steps}, key=natural_key)
+        steps = steps or [""]  # nothing of this episode is readable: one row that says why
         times = _times(steps)
         for step, time in zip(steps, times, strict=True):
             row = {"task": key[0], "episode": key[1], "step": step, "time": time}
