@@ -89,9 +89,8 @@ class Planner:
         keep = rng.random((self.batch, experts)) >= self.drop
         keep[np.arange(self.batch), rng.integers(experts, size=self.batch)] |= ~keep.any(1)
         teacher = self.all_samples.teacher_rows[chosen]
-        if not self.strict:
-            members = self.all_samples.members[chosen, 0]
-            teacher = np.array([[rng.choice(self.choices[self.episode_of[m]])] for m in members])
+        if not self.strict:  # any step of the episode that the sample's teacher is from: its own, unless shuffled
+            teacher = np.array([[rng.choice(self.choices[self.episode_of[r]])] for r in teacher.max(1)])
         return Plan(chosen, teacher, positions, rng.random(self.batch), keep, int(rng.integers(2**31)))
 
 
@@ -127,16 +126,17 @@ class Gatherer:
         self.keys = list(zip(table["task"], table["episode"], strict=True))
         self.steps = table["step"].tolist()
         self.packs, self.experts = pairing.packs, list(samples.expert_rows)
-        rows = np.unique(samples.teacher_rows[samples.teacher_rows >= 0])
-        if not np.array_equal(samples.teacher_rows, samples.members):  # loose pairing may draw any of them
-            rows = np.flatnonzero(table["teacher"] == "ok")
-        self.files = {r: pairing.teacher[self.keys[r]][self.steps[r]] for r in rows.tolist()}
+        episodes = {self.keys[r] for r in np.unique(samples.teacher_rows[samples.teacher_rows >= 0])}
+        rows = [r for r in np.flatnonzero(table["teacher"] == "ok").tolist() if self.keys[r] in episodes]
+        self.files = {r: pairing.teacher[self.keys[r]][self.steps[r]] for r in rows}  # loose pairing may draw any
         self.teacher_row = np.full(len(table), -1)
         self.teacher_row[rows] = np.arange(len(rows))
         self.table = teacher_table(list(self.files.values()))  # [rows, E]
 
     def teacher_embeddings(self, teacher_rows: np.ndarray) -> np.ndarray:
-        """Mean teacher embedding of each sample's member steps, `[n, S]` rows -> `[n, E]`."""
+        """Mean teacher embedding of each sample's member steps, `[n, S]` rows -> `[n, E]` (E = 0 without teacher)."""
+        if not self.files:
+            return np.zeros((len(teacher_rows), 0))
         there = teacher_rows >= 0
         rows = self.table[self.teacher_row[teacher_rows]]
         return (rows * there[..., None]).sum(1) / np.maximum(there.sum(1), 1)[:, None]
