@@ -25,6 +25,7 @@ from rgb2pc_lib.metrics import agreement, knn_overlap, linear_cka, retrieval
 from rgb2pc_lib.runs import Config, Run
 from rgb2pc_lib.sampling import Gatherer, lattice, ordered_plans
 from rgb2pc_lib.train import Data, Progress, train
+from rgb2pc_lib.workspace import portable
 
 TEACHER, CONCATENATED, SHUFFLED = "teacher", "experts concatenated", "shuffled control"
 LOWER_IS_BETTER = ("median rank", "tcp cm", "object cm")
@@ -162,7 +163,7 @@ def line_up(config: Config, seeds: int, out: Path) -> list[tuple[str, Config]]:
         students[SHUFFLED] = {"fusion": "moe", "shuffle_pairs": True}
         for name, changes in students.items():
             folder = out / f"{name.replace(' ', '-')}-seed{seed}"
-            rows.append((name, dataclasses.replace(base, **changes, save_dir=str(folder))))
+            rows.append((name, dataclasses.replace(base, **changes, save_dir=portable(folder))))
     return rows
 
 
@@ -173,7 +174,7 @@ def train_line_up(rows: list[tuple[str, Config]]) -> Iterator[tuple[int, Progres
     """
     for i, (_, config) in enumerate(rows):
         run = Run(config.folder)
-        if run.finished and run.config == config:
+        if run.finished and not run.config.changes(config):
             continue
         for progress in train(config, resume=run.file("config.json").exists()):
             yield i, progress

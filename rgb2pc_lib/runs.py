@@ -29,7 +29,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.models import FUSIONS, Student
 from rgb2pc_lib.packs import COPIES
 from rgb2pc_lib.pairing import FALLBACKS, UNITS
-from rgb2pc_lib.workspace import Workspace
+from rgb2pc_lib.workspace import PROJECT, Workspace, portable
 
 
 def _option(default, text: str, choices: tuple = (), least=None, most=None):
@@ -43,6 +43,8 @@ def _option(default, text: str, choices: tuple = (), least=None, most=None):
 @dataclass(frozen=True)
 class Config:
     """Every setting of a training. The command line, the notebooks and the widgets all make this object.
+
+    Relative folders count from the project's folder, so that a run means the same wherever it is opened.
 
     Raises InputError naming the setting when a value is out of range.
 
@@ -113,14 +115,14 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        return Path(self.save_dir or f"runs/{self.fusion}-seed{self.seed}")
+        return PROJECT / (self.save_dir or f"runs/{self.fusion}-seed{self.seed}")
 
     @property
     def workspace(self) -> Workspace:
         roots = {"teacher": self.pc_root, "rgb": self.rgb_root, "state": self.state_root, "clouds": self.cloud_root}
         return Workspace(
-            **{k: Path(v) for k, v in roots.items() if v},
-            experts={k: Path(v) for k, v in self.vis_roots.items()},
+            **{k: PROJECT / v for k, v in roots.items() if v},
+            experts={k: PROJECT / v for k, v in self.vis_roots.items()},
             teacher_tag=self.teacher_tag or None,
         )
 
@@ -129,8 +131,8 @@ class Config:
         roots = {"pc_root": "teacher", "rgb_root": "rgb", "state_root": "state", "cloud_root": "clouds"}
         return dataclasses.replace(
             self,
-            **{ours: _relative(getattr(workspace, theirs)) for ours, theirs in roots.items()},
-            vis_roots={k: _relative(v) for k, v in workspace.experts.items()},
+            **{ours: portable(getattr(workspace, theirs)) for ours, theirs in roots.items()},
+            vis_roots={k: portable(v) for k, v in workspace.experts.items()},
             teacher_tag=workspace.teacher_tag or "",
         )
 
@@ -142,8 +144,14 @@ class Config:
         raw = json.loads(text)
         return cls(**{**raw, "tasks": tuple(raw["tasks"])})
 
+    def changes(self, other: Config) -> dict[str, tuple]:
+        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers."""
+        free = {"num_threads", "device", "save_dir", "save_every", "log_every"}
+        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {k: (ours[k], theirs[k]) for k in ours if k not in free and ours[k] != theirs[k]}
+
     def command(self) -> str:
-        """The command line that repeats this run."""
+        """The command line, for the project's folder, that repeats this run."""
         words = ["python", "tools/train_rgb2pc_distill.py"]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
@@ -159,14 +167,6 @@ class Config:
             else:
                 words += [f"--{f.name}", str(value)]
         return shlex.join(words)
-
-
-def _relative(path: Path | None) -> str:
-    """A root as it is written into a config: relative to the working folder where it lies below it."""
-    if path is None:
-        return ""
-    here = os.path.relpath(path)
-    return str(path) if here.startswith("..") else here
 
 
 @dataclass(frozen=True)

@@ -234,12 +234,8 @@ class _Learner:
 
 def _resume_state(run: Run, config: Config) -> dict | None:
     """The checkpoint to go on from, or None for a run that was killed before its first one (it starts over)."""
-    old = Run.open(run.folder).config
-    ours, theirs = json.loads(config.to_json()), json.loads(old.to_json())
-    free = {"num_threads", "device", "save_dir", "save_every", "log_every"}  # these do not change the numbers
-    changed = [k for k in ours if ours[k] != theirs[k] and k not in free]
-    if changed:
-        listed = ", ".join(f"{k} was {theirs[k]!r}, now {ours[k]!r}" for k in changed)
+    if changed := Run.open(run.folder).config.changes(config):
+        listed = ", ".join(f"{k} was {was!r}, now {now!r}" for k, (was, now) in changed.items())
         raise InputError(f"{run.folder}: cannot resume with other settings ({listed})")
     return run.state() if run.file("state.pt").exists() else None
 

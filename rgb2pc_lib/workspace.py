@@ -17,6 +17,7 @@ from rgb2pc_lib.errors import InputError
 PROJECT = Path(__file__).resolve().parents[1]
 SAMPLE = PROJECT / "data" / "sample.toml"
 CACHE = PROJECT / "data" / "cache"  # everything derived; users' folders are never written to
+RUNS = Path(os.environ.get("RGB2PC_RUNS") or PROJECT / "runs")  # trainings; the variable moves them elsewhere
 
 FAST = os.environ.get("RGB2PC_FAST") == "1"  # shrinks notebooks and the demo for tests; the code path stays the same
 
@@ -102,6 +103,18 @@ class Workspace:
         if missing:
             raise InputError(f"expert(s) {', '.join(missing)} not in the workspace; it has {', '.join(self.experts)}")
         return replace(self, experts={e: self.experts[e] for e in experts})
+
+
+def portable(path: str | Path | None) -> str:
+    """A path as it is written into a run's config: from the project's folder where it lies below it, else absolute.
+
+    >>> portable(PROJECT / "runs" / "first"), portable(None)
+    ('runs/first', '')
+    """
+    if not path:
+        return ""
+    full = Path(os.path.abspath(Path(path).expanduser()))
+    return (full.relative_to(PROJECT) if full.is_relative_to(PROJECT) else full).as_posix()
 
 
 def parse_expert_root(text: str) -> tuple[str, Path]:

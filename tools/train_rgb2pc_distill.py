@@ -10,6 +10,7 @@ Without flags it trains on the bundled sample (run `make features` once before).
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import typing
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.runs import Config, Run
 from rgb2pc_lib.train import train
-from rgb2pc_lib.workspace import SAMPLE, Workspace, parse_expert_root
+from rgb2pc_lib.workspace import SAMPLE, Workspace, parse_expert_root, portable
 
 ROOTS = ("pc_root", "vis_roots", "rgb_root", "state_root", "cloud_root", "teacher_tag")
 
@@ -61,8 +62,12 @@ def read_config(arguments: Namespace) -> Config:
         pairs = [parse_expert_root(text) for text in named["vis_roots"]]
         if len({name for name, _ in pairs}) < len(pairs):
             raise InputError(f"--vis_roots names an expert twice: {', '.join(named['vis_roots'])}; write NAME=FOLDER")
-        named["vis_roots"] = {name: str(path) for name, path in pairs}
+        named["vis_roots"] = {name: portable(path) for name, path in pairs}
+    for name in ("pc_root", "rgb_root", "state_root", "cloud_root"):
+        if name in named:
+            named[name] = portable(named[name])
     workspace = given.pop("workspace", None)
+    given["save_dir"] = portable(given.get("save_dir"))
     config = Config(**{**given, "tasks": tuple(given.pop("tasks", ()))})
     if workspace or not named:
         config = config.with_workspace(Workspace.load(workspace or SAMPLE))
@@ -95,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         print("train_rgb2pc_distill:", " ".join(str(e).split()), file=sys.stderr)
         return 2
     summary = Run(config.folder).summary
-    print(f"{config.folder}: {summary['n_train']} training and {summary['n_held_out']} held-out samples")
+    here = os.path.relpath(config.folder)
+    print(f"{here}: {summary['n_train']} training and {summary['n_held_out']} held-out samples")
     print("held-out  " + "  ".join(f"{k} {v:.3f}" for k, v in summary["held-out"].items()))
     print("gates     " + "  ".join(f"{k} {v:.3f}" for k, v in summary["gates"].items()))
     return 0
