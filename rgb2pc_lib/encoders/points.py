@@ -1,0 +1,312 @@
+"""The sample's teacher: a small point encoder, trained contrastively on clouds alone.
+
+Two disjoint random subsets of one cloud are views of the same step; all other steps are negatives, the steps of the
+same episode being the hard ones. No label is used, and no pose: clouds are in the camera frame (OpenCV axes, metres).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rgb2pc_lib.clouds import Cloud, read_ply
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.losses import info_nce
+from rgb2pc_lib.models import initialise
+from rgb2pc_lib.workspace import PROJECT, natural_key
+
+WEIGHTS = PROJECT / "data" / "teacher" / "pointnet.safetensors"
+GREY = 0.5  # colour of points whose colour is unknown or was dropped
+
+
+@dataclass(frozen=True)
+class PointConfig:
+    """Sizes of the encoder. The safetensors file carries them."""
+
+    hidden: int = 128  # width of the per-point layers
+    embed_dim: int = 256  # E, width of pc_feat
+    octaves: int = 6  # sines and cosines of each coordinate
+    wavelength: float = 2.0  # m, of the lowest octave; the highest is wavelength / 2 ** (octaves - 1)
+    depth: float = 1.0  # m along the optical axis, taken as the origin
+
+
+class PointEncoder(nn.Module):
+    """PointNet with Fourier features of the position (Qi et al. 2017; Tancik et al. 2020) and a global context.
+
+    Each point sees itself and the maximum over all points; the mean of `pc_feat` is the step's embedding. There is no
+    normalisation of the cloud, so that positions keep their meaning in metres.
+
+    >>> encoder = PointEncoder()
+    >>> encoder(torch.rand(2, 50, 6)).shape, encoder.embed(torch.rand(2, 50, 6)).shape
+    (torch.Size([2, 50, 256]), torch.Size([2, 256]))
+    """
+
+    def __init__(self, config: PointConfig = PointConfig(), seed: int = 0):  # noqa: B008 (frozen)
+        super().__init__()
+        self.config = config
+        inputs, hidden, width = 3 + 6 * config.octaves + 3, config.hidden, config.embed_dim
+        with torch.device("meta"):  # building draws nothing from the global generator
+            self.local = nn.Sequential(
+                nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
+            )
+            self.context = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
+            self.point = nn.Linear(hidden, width)
+            self.last = nn.Linear(width, width)
+        self.to_empty(device="cpu")
+        initialise(self, torch.Generator().manual_seed(seed))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """`[B, N, 6]` x y z (m) and r g b (0 to 1) -> `pc_feat [B, N, E]`."""
+        return self.last(self._hidden(points))
+
+    def embed(self, points: Tensor) -> Tensor:
+        """`[B, N, 6]` -> `[B, E]`, the mean of `pc_feat`, with the last (linear) layer applied after the mean."""
+        return self.last(self._hidden(points).mean(-2))
+
+    def _hidden(self, points: Tensor) -> Tensor:
+        xyz, rgb = points[..., :3], points[..., 3:]
+        xyz = xyz - xyz.new_tensor([0.0, 0.0, self.config.depth])
+        octaves = 2.0 ** torch.arange(self.config.octaves, device=xyz.device)
+        angles = (xyz[..., None] * (2 * math.pi / self.config.wavelength * octaves)).flatten(-2)
+        local = self.local(torch.cat([2 * xyz, angles.sin(), angles.cos(), 2 * rgb - 1], -1))  # [B, N, hidden]
+        context = self.context(local.amax(-2, keepdim=True))  # [B, 1, E]
+        return F.silu(self.point(F.silu(local)) + context)
+
+
+# -- weights
+
+
+def save_point_encoder(path: Path, encoder: PointEncoder, **facts) -> None:
+    """Weights, the config and what else is worth knowing (JSON values) in one safetensors file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half_written = path.with_name(f".{path.name}.tmp")
+    metadata = {"config": json.dumps(asdict(encoder.config)), "facts": json.dumps(facts)}
+    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, half_written, metadata)
+    os.replace(half_written, path)
+
+
+def load_point_encoder(path: Path | None = None) -> PointEncoder:
+    """The encoder of a file written by `save_point_encoder`, by default the one that comes with the sample.
+
+    Raises InputError naming a file that is missing or is not such a file.
+    """
+    path = Path(path or WEIGHTS)
+    try:
+        with safe_open(path, "pt") as f:
+            config = PointConfig(**json.loads(f.metadata()["config"]))
+        encoder = PointEncoder(config)
+        encoder.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise InputError(
+            f"{path}: expected a point encoder written by tools/train_teacher.py, found: {e}; train it again"
+        ) from None
+    return encoder.eval()
+
+
+# -- training
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """One training. Every random draw follows from `seed`."""
+
+    steps: int = 3000  # optimiser steps
+    episodes: int = 8  # whole episodes a batch
+    points: int = 64  # per view; few, so that a view cannot be recognised by its very points
+    lr: float = 2e-3  # peak of a cosine schedule
+    warmup: int = 30  # steps
+    weight_decay: float = 0.01
+    tau: float = 0.1  # temperature
+    head: int = 128  # width of the projection head, which only the training uses (Chen et al. 2020, SimCLR)
+    jitter: float = 0.004  # m, per point and axis
+    tilt: float = 10.0  # degrees: camera of a whole episode turned by up to this about each axis, both views alike
+    shift: float = 0.05  # m: and moved by up to this
+    colour: float = 0.3  # strength of the colour change of a view
+    grey: float = 0.3  # chance that a view has no colour
+    seed: int = 0
+
+
+def contrastive(
+    encoder: PointEncoder,
+    points: Tensor,
+    episode: Tensor,
+    config: ContrastiveConfig = ContrastiveConfig(),  # noqa: B008
+) -> Iterator[dict[str, float]]:
+    """Train the encoder in place on clouds `[S, N, 6]` of episodes `[S]`; yields loss and accuracy of each step.
+
+    The accuracy says how often the other view is nearer than every other step of the batch.
+    """
+    if points.shape[1] < 2 * config.points:
+        raise InputError(f"clouds of {points.shape[1]} points cannot give two views of {config.points}; use fewer")
+    draw = torch.Generator().manual_seed(config.seed)
+    width = encoder.config.embed_dim
+    with torch.device("meta"):
+        head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, config.head))
+    initialise(head.to_empty(device="cpu"), draw)
+    weights = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
+    rows = [torch.nonzero(episode == e).flatten() for e in episode.unique()]
+
+    encoder.train()
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            rising, falling = (step + 1) / config.warmup, (1 + math.cos(math.pi * step / config.steps)) / 2
+            group["lr"] = config.lr * min(1, rising) * falling
+        chosen = torch.randperm(len(rows), generator=draw)[: config.episodes].tolist()
+        batch = torch.cat([rows[i] for i in chosen])
+        place = torch.cat([torch.full((len(rows[i]),), k) for k, i in enumerate(chosen)])
+        views = two_views(points[batch].float(), place, config, draw)  # [2B, points, 6]
+        with torch.autocast("cpu", torch.bfloat16):
+            first, second = head(encoder.embed(views)).float().chunk(2)
+        loss = info_nce(first, second, config.tau)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        nearest = (F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T).argmax(1)
+        yield {"loss": loss.item(), "accuracy": (nearest == torch.arange(len(nearest))).float().mean().item()}
+    encoder.eval()
+
+
+def two_views(clouds: Tensor, episode: Tensor, config: ContrastiveConfig, draw: torch.Generator) -> Tensor:
+    """Clouds `[B, N, 6]` of episodes `[B]` (0 .. n-1) -> `[2B, points, 6]`: first views, then second ones.
+
+    The camera of an episode is moved once for all its steps and both views, so positions within an episode keep
+    their metric meaning.
+    """
+    B, N, _ = clouds.shape
+    order = torch.rand(B, N, generator=draw).argsort(1)[:, : 2 * config.points, None]
+    clouds = clouds.gather(1, order.expand(-1, -1, 6))
+    xyz, rgb = (torch.cat(part.chunk(2, 1)) for part in clouds.split(3, -1))  # [2B, points, 3], disjoint subsets
+
+    def uniform(*shape):  # in [-1, 1]
+        return 2 * torch.rand(shape, generator=draw) - 1
+
+    cameras, episode = int(episode.max()) + 1, episode.repeat(2)
+    turn = rotations(uniform(cameras, 3) * math.radians(config.tilt))[episode]
+    centre = xyz.mean((0, 1))
+    xyz = (xyz - centre) @ turn.mT + centre + (config.shift * uniform(cameras, 1, 3))[episode]
+    xyz = xyz + config.jitter * torch.randn(xyz.shape, generator=draw)
+
+    rgb = rgb * (1 + config.colour * uniform(2 * B, 1, 3)) + config.colour / 2 * uniform(2 * B, 1, 3)
+    grey = torch.rand(2 * B, 1, 1, generator=draw) < config.grey
+    return torch.cat([xyz, torch.where(grey, GREY, rgb)], -1)
+
+
+def rotations(vectors: Tensor) -> Tensor:
+    """Rotation vectors `[n, 3]` (radians) -> matrices `[n, 3, 3]`."""
+    x, y, z = vectors.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3)).matrix_exp()
+
+
+# -- clouds in, teacher files out
+
+
+def list_clouds(root: Path) -> dict[tuple[str, str], list[Path]]:
+    """(task, episode) -> its clouds `<root>/<task>/<episode>/<step>.ply` in the order of their numbers."""
+    if not root.is_dir():
+        raise InputError(f"{root}: expected a folder of clouds <task>/<episode>/step_0000.ply, found none")
+    found: dict[tuple[str, str], list[Path]] = {}
+    for path in sorted(root.glob("*/*/*.ply"), key=lambda p: natural_key(p.as_posix())):
+        found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
+    if not found:
+        raise InputError(f"{root}: expected clouds <task>/<episode>/step_0000.ply, found none there")
+    return found
+
+
+def read_cloud(path: Path) -> tuple[np.ndarray, Cloud]:
+    """A cloud as the encoder takes it, `[N, 6]` float32 (grey where the file has no colour), and as it is.
+
+    Raises InputError naming a file without points or with positions that are not finite.
+    """
+    cloud = read_ply(path)
+    if not len(cloud):
+        raise InputError(f"{path}: expected points, found an empty cloud; record or copy it again")
+    if not np.isfinite(cloud.xyz).all():
+        bad = int((~np.isfinite(cloud.xyz)).any(1).sum())
+        raise InputError(f"{path}: expected finite positions, found {bad} points without; remove those points")
+    rgb = np.full_like(cloud.xyz, GREY) if cloud.rgb is None else cloud.rgb.astype(np.float32) / 255
+    return np.concatenate([cloud.xyz, rgb], 1), cloud
+
+
+def load_clouds(root: Path, progress: bool = True) -> tuple[Tensor, Tensor]:
+    """All clouds under a root: points `[S, N, 6]` float16 (2 bytes hold a millimetre at a metre) and episodes `[S]`."""
+    episodes = list_clouds(root)
+    paths = [(i, path) for i, paths in enumerate(episodes.values()) for path in paths]
+    points = [torch.from_numpy(read_cloud(p)[0]).half() for _, p in tqdm(paths, unit="cloud", disable=not progress)]
+    sizes = {len(p) for p in points}
+    if len(sizes) > 1:
+        raise InputError(f"{root}: expected clouds of one size, found {min(sizes)} to {max(sizes)} points")
+    return torch.stack(points), torch.tensor([i for i, _ in paths])
+
+
+@torch.inference_mode()
+def extract_teacher(
+    encoder: PointEncoder, clouds: Path, out: Path, tag: str = "pointnet", progress: bool = True
+) -> tuple[int, int]:
+    """Write `out/<task>/<episode>/<step>.ply.ulip_<tag>.pt` for every cloud; the numbers of files (written, kept).
+
+    A file is a dict: `pc [N, 6]` float32, `uv [N, 2]` float32 where the cloud has it, `pc_feat [N, E]` float16, and
+    `encoder`, a fingerprint of the weights. Files of the same encoder are kept.
+    Raises InputError naming an unreadable cloud, or a file that another encoder made.
+    """
+    if out.resolve() == clouds.resolve() or clouds.resolve() in out.resolve().parents:
+        raise InputError(f"{out}: the teacher must not be written into the clouds' folder {clouds}; choose another")
+    made_by = fingerprint(encoder)
+    todo, kept = [], 0
+    for (task, episode), paths in list_clouds(clouds).items():
+        for path in paths:
+            target = out / task / episode / f"{path.name}.ulip_{tag}.pt"
+            if target.exists():
+                _check_kept(target, made_by)
+                kept += 1
+            else:
+                todo.append((path, target))
+    for path, target in tqdm(todo, desc=tag, unit="cloud", disable=not progress):
+        points, cloud = read_cloud(path)
+        features = encoder(torch.from_numpy(points)[None])[0].half()
+        if not features.isfinite().all():
+            raise InputError(f"{path}: its features are not finite; expected metres in the camera frame")
+        uv = {} if cloud.uv is None else {"uv": torch.from_numpy(cloud.uv)}
+        file = {"pc": torch.from_numpy(points), **uv, "pc_feat": features, "encoder": made_by}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        half_written = target.with_name(f".{target.name}.tmp")
+        torch.save(file, half_written)
+        os.replace(half_written, target)
+    return len(todo), kept
+
+
+def fingerprint(encoder: PointEncoder) -> str:
+    """Sixteen hexadecimal digits that follow from the config and every weight."""
+    digest = hashlib.sha256(json.dumps(asdict(encoder.config)).encode())
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_kept(path: Path, expected: str) -> None:
+    try:
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("encoder")
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as e:
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise InputError(f"{path}: expected an extracted teacher file, found: {reason}; delete the file") from None
+    if found != expected:
+        raise InputError(
+            f"{path}: made by another encoder ({found or 'unnamed'} instead of {expected}); "
+            "delete the folder to extract it again, or choose another --tag or --out"
+        )
