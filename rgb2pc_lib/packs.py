@@ -81,7 +81,7 @@ class FeaturePack:
         Raises InputError naming the file when it is unreadable, unsafe, or not a pack.
         """
         path = Path(path)
-        features, frame_paths, meta, dtype = (_open_zarr if path.suffix == ".zarr" else _open_pt)(path)
+        features, frame_paths, meta, dtype = (open_zarr if path.suffix == ".zarr" else _open_pt)(path)
         if len(features.shape) != 5 or 0 in features.shape:
             raise InputError(
                 f"{path}: expected '{KEY}' of shape [W, T, H, W, C], found {list(features.shape)}; re-extract it"
@@ -206,7 +206,9 @@ def load_torch(path: Path, refused: str, mmap: bool = False):
             raise InputError(
                 f"{path}: reading it would run code, {code[1]}, that the file asks for, so it is refused; {refused}"
             ) from None
-        raise InputError(f"{path}: not a readable torch file ({first_line(e)}); re-extract it") from None
+        reason = first_line(str(e).split("WeightsUnpickler error: ")[-1] or e)
+        reason = "no zip archive" if "mmap can only be used" in reason else reason
+        raise InputError(f"{path}: not a readable torch file ({reason}); re-extract it") from None
 
 
 def _open_pt(path):
@@ -232,7 +234,7 @@ def _open_pt(path):
     return array, raw.get("frame_paths"), raw.get("meta") or {}, features.dtype
 
 
-def _open_zarr(path):
+def open_zarr(path):
     import zarr
 
     try:
@@ -283,7 +285,7 @@ def _locate(path, frame_paths, shape) -> dict[str, list[tuple[int, int]]]:
     return copies
 
 
-def first_line(e: Exception) -> str:
+def first_line(e: Exception | str) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
 
 

@@ -1,0 +1,48 @@
+"""Convert old expert packs into packs that can be read safely and without being loaded.
+
+    python tools/convert_packs.py --from features_vggt_old --out features_vggt --dtype fp16
+
+Reads dataclass objects (without running any code of the file), bare tensors (their steps are named after the frames
+of --rgb_root), torch files of before 2020, and zarr. Nothing is ever written below --from; an interrupted conversion
+continues with the same command.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rgb2pc_lib.convert import DTYPES, convert
+from rgb2pc_lib.errors import InputError
+
+
+def parse(argv=None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--from", dest="source", type=Path, required=True, metavar="ROOT",
+                   help="folder of one expert's packs, <task>/<episode>.pt or .zarr")
+    p.add_argument("--out", type=Path, required=True, metavar="NEW_ROOT", help="write <task>/<episode>.pt there")
+    p.add_argument("--rgb_root", type=Path, metavar="FRAMES",
+                   help="frames <task>/<episode>/step_0000.png|jpg, for packs that do not name theirs")
+    p.add_argument("--dtype", choices=sorted(DTYPES), help="of the written tokens (default: as they are)")
+    p.add_argument("--stride", type=int, default=0, metavar="FRAMES",
+                   help="frames between windows, for packs that do not name theirs (default: found from the numbers)")
+    return p.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    try:
+        written, kept, errors = convert(args.source, args.out, args.rgb_root, args.dtype, args.stride)
+    except (InputError, OSError) as e:
+        print(f"convert_packs: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("convert_packs: stopped; the same command continues", file=sys.stderr)
+        return 130
+    for message in errors:
+        print(f"convert_packs: {message}", file=sys.stderr)
+    print(f"{written} packs written, {kept} kept, {len(errors)} not converted, in {args.out}")
+    return 2 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
