@@ -25,12 +25,13 @@ from rgb2pc_lib.metrics import agreement, knn_overlap, linear_cka, retrieval
 from rgb2pc_lib.runs import Config, Run
 from rgb2pc_lib.sampling import Gatherer, lattice, ordered_plans
 from rgb2pc_lib.train import Data, Progress, train
-from rgb2pc_lib.workspace import portable
+from rgb2pc_lib.workspace import FAST, Workspace, natural_key, portable
 
 TEACHER, CONCATENATED, SHUFFLED = "teacher", "experts concatenated", "shuffled control"
 LOWER_IS_BETTER = ("median rank", "tcp cm", "object cm")
 PROBES = ("tcp", "object", "tcp-object", "distance", "opening", "progress")  # columns "R2 <name>"
 _ALPHAS = np.logspace(-1, 5, 7)
+_LONG = ["model", "seed", "measure", "value"]
 
 
 # -- probes
@@ -152,8 +153,20 @@ def pooled_features(data: Data) -> dict[str, np.ndarray]:
 # -- the whole table
 
 
-def line_up(config: Config, seeds: int, out: Path) -> list[tuple[str, Config]]:
-    """(row name, config) of every training behind the table: both fusions, each expert alone, the control."""
+def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
+    """The settings of the judged runs: small enough for two CPU cores (two tasks and few steps with RGB2PC_FAST=1)."""
+    steps = steps or (30 if FAST else 300)
+    tasks = ()
+    if FAST:
+        tasks = tuple(sorted((p.name for p in workspace.require("teacher").teacher.iterdir()), key=natural_key)[:2])
+    return Config(steps=steps, eval_every=0, save_every=steps, fuse_dim=128, tasks=tasks).with_workspace(workspace)
+
+
+def line_up(config: Config, seeds: int, out: Path, ablations: bool = False) -> list[tuple[str, Config]]:
+    """(row name, config) of every training behind the table: both fusions, each expert alone, the control.
+
+    With `ablations` also "uniform" (equal weights) and "moe without <expert>", where there is more than one expert.
+    """
     rows = []
     for seed in range(seeds):
         base = dataclasses.replace(config, seed=seed, shuffle_pairs=False)
@@ -161,6 +174,11 @@ def line_up(config: Config, seeds: int, out: Path) -> list[tuple[str, Config]]:
         for name, root in config.vis_roots.items():
             students[f"{name} only"] = {"fusion": "weighted", "vis_roots": {name: root}}
         students[SHUFFLED] = {"fusion": "moe", "shuffle_pairs": True}
+        if ablations and len(config.vis_roots) > 1:
+            students["uniform"] = {"fusion": "uniform"}
+            for name in config.vis_roots:
+                rest = {k: v for k, v in config.vis_roots.items() if k != name}
+                students[f"moe without {name}"] = {"fusion": "moe", "vis_roots": rest}
         for name, changes in students.items():
             folder = out / f"{name.replace(' ', '-')}-seed{seed}"
             rows.append((name, dataclasses.replace(base, **changes, save_dir=portable(folder))))
@@ -196,10 +214,35 @@ def judge(config: Config, rows: list[tuple[str, Config]]) -> pd.DataFrame:
     for name, x in features.items():
         row = judge_features(x, e["teacher"], targets, keys, held_out)
         lines += [(name, -1, measure, value) for measure, value in row.items()]
-    for name, one in rows:
-        for measure, value in judge_run(Run.open(one.folder), state_root).items():
-            lines.append((name, one.seed, measure, value))
-    return pd.DataFrame(lines, columns=["model", "seed", "measure", "value"])
+    return pd.concat([pd.DataFrame(lines, columns=_LONG), judge_students(rows, state_root)], ignore_index=True)
+
+
+def judge_students(rows: list[tuple[str, Config]], state_root: Path | None = None) -> pd.DataFrame:
+    """The students' part of the table, from their runs' folders; without `state_root` no probes, which takes seconds.
+
+    Raises InputError for a run that is not finished.
+    """
+    lines = []
+    for name, config in rows:
+        for measure, value in judge_run(Run.open(config.folder), state_root).items():
+            lines.append((name, config.seed, measure, value))
+    return pd.DataFrame(lines, columns=_LONG)
+
+
+def verdict(long: pd.DataFrame, measure: str = "R@1", against: str = "uniform") -> pd.DataFrame:
+    """Every student of a table on one measure, with 95 % t-intervals over seeds, in the order they came.
+
+    Columns: mean, low, high, and the mean difference from `against`, paired by seed: difference, difference low,
+    difference high; seeds.
+    """
+    students = long[(long["measure"] == measure) & (long["seed"] >= 0)]
+    by_seed = students.pivot(index="seed", columns="model", values="value")[students["model"].unique()]
+    lines = {}
+    for name in by_seed:
+        values, gain = by_seed[name].to_numpy(), (by_seed[name] - by_seed[against]).to_numpy()
+        lines[name] = (values.mean(), *interval(values), gain.mean(), *interval(gain), len(values))
+    columns = ["mean", "low", "high", "difference", "difference low", "difference high", "seeds"]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns)
 
 
 def mean_table(long: pd.DataFrame) -> pd.DataFrame:

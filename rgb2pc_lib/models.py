@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FUSIONS = ("weighted", "moe")
+FUSIONS = ("weighted", "moe", "uniform")
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Student(nn.Module):
     Args:
         channels: expert name -> C. The order of names is the order of gates.
         embed_dim: width E of the embedding (the teacher's).
-        fusion: "weighted", a softmax over M logits shared by all, or "moe", a gate network that sees all experts'
-            tokens of a place and gives that place's weights.
+        fusion: "weighted", a softmax over M logits shared by all; "moe", a gate network that sees all experts' tokens
+            of a place and gives that place's weights; or "uniform", equal weights that are not learned.
         width: D, of the adapters.
         moe_hidden: width of the gate network.
         top_k: with "moe", how many experts a place may use (0: all).
@@ -74,12 +74,14 @@ class Student(nn.Module):
                 self.gate = nn.Sequential(
                     nn.Linear(width * len(channels), moe_hidden), nn.GELU(), nn.Linear(moe_hidden, len(channels))
                 )
-            else:
+            elif fusion == "weighted":
                 self.logits = nn.Parameter(torch.zeros(len(channels)))
             self.projector = nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, embed_dim)
             )
         self.to_empty(device="cpu")
+        if fusion == "uniform":
+            self.register_buffer("logits", torch.zeros(len(channels)), persistent=False)
         initialise(self, torch.Generator().manual_seed(seed))
 
     def forward(
@@ -109,14 +111,14 @@ class Student(nn.Module):
         return Fused(self.projector(fused), gates)
 
     def weights(self) -> dict[str, float]:
-        """Global fusion weights by expert (weighted fusion only)."""
+        """Global fusion weights by expert (not with "moe", whose weights depend on the place)."""
         return dict(zip(self.experts, self.logits.softmax(0).tolist(), strict=True))
 
     def _cast(self, tokens, m):
         return tokens[self.experts[m]].to(self.adapters[self.experts[m]].norm.weight.dtype)
 
     def _gates(self, hidden, present, generator):
-        if self.fusion == "weighted":
+        if self.fusion != "moe":
             logits = self.logits.expand(present.shape)
         else:
             some = next(iter(hidden.values()))

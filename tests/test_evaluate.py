@@ -13,12 +13,14 @@ from rgb2pc_lib.evaluate import (
     gap_closed,
     interval,
     judge,
+    judge_students,
     line_up,
     load_targets,
     mean_table,
     pooled_features,
     probe,
     train_line_up,
+    verdict,
 )
 from rgb2pc_lib.plots import judgement_figure, save_figure
 from rgb2pc_lib.runs import Config
@@ -120,6 +122,35 @@ def test_gap_closed_by_hand():
     half = 4.303 * 0.25 / np.sqrt(3)
     assert closed.loc["R2 tcp", "low"] == pytest.approx(0.5 - half, abs=1e-3)
     assert np.isnan(closed.loc["task accuracy", "closed"])  # the teacher is no better: there is no gap
+
+
+def test_verdict_by_hand():
+    rows = [("uniform", s, "R@1", v) for s, v in enumerate((0.2, 0.4, 0.6))]
+    rows += [("moe", s, "R@1", v + 0.1 + 0.01 * s) for s, v in enumerate((0.2, 0.4, 0.6))]
+    rows += [("moe", 0, "R@5", 0.9), (TEACHER, -1, "R@1", 1.0)]
+    table = verdict(pd.DataFrame(rows, columns=["model", "seed", "measure", "value"]))
+    assert list(table.index) == ["uniform", "moe"] and list(table["seeds"]) == [3, 3]
+    assert table.loc["uniform", "mean"] == pytest.approx(0.4) and table.loc["moe", "difference"] == pytest.approx(0.11)
+    half = 4.303 / np.sqrt(3)
+    assert table.loc["uniform", "low"] == pytest.approx(0.4 - half * 0.2, abs=1e-3)
+    assert table.loc["moe", "difference high"] == pytest.approx(0.11 + half * 0.01, abs=1e-4)  # paired: a narrow one
+    assert table.loc["uniform", "difference"] == 0
+
+
+def test_ablations_join_the_line_up(left, tmp_path):
+    config = SMALL.with_workspace(left)
+    rows = line_up(config, 2, tmp_path, ablations=True)
+    plain = line_up(config, 2, tmp_path)
+    assert [r for r in rows if r in plain] == plain  # the same folders: nothing is trained twice
+    assert {n for n, _ in rows} - {n for n, _ in plain} == {"uniform", "moe without left", "moe without right"}
+    without = dict(rows)["moe without left"]
+    assert (list(without.vis_roots), without.fusion) == (["right"], "moe")
+    alone = dataclasses.replace(config, vis_roots={"left": config.vis_roots["left"]})
+    assert line_up(alone, 1, tmp_path, ablations=True) == line_up(alone, 1, tmp_path)
+    picked = [r for r in rows if r[0] in ("uniform", "moe without left", "left only") and r[1].seed == 0]
+    assert {i for i, _ in train_line_up(picked)} == {0, 1, 2}
+    found = judge_students(picked).query("measure == 'R@1'").set_index("model")["value"]
+    assert found["left only"] > 0.7 and found["moe without left"] < 0.2
 
 
 def test_interval_of_one_seed_is_unknown():

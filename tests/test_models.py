@@ -19,7 +19,7 @@ def student(fusion, **changes):
     return model.eval()
 
 
-@pytest.mark.parametrize("fusion", ["weighted", "moe"])
+@pytest.mark.parametrize("fusion", ["weighted", "moe", "uniform"])
 def test_gates_sum_to_one(fusion):
     gates = student(fusion)(*batch()).gates
     assert gates.shape == (3, 7, 3)
@@ -68,6 +68,17 @@ def test_absent_experts_do_not_matter(fusion):
     torch.testing.assert_close(rubbish.embedding, masked.embedding)
     left_out = model({k: v for k, v in tokens.items() if k != "b"}, torch.ones_like(present), positions)
     torch.testing.assert_close(left_out.embedding, masked.embedding)
+
+
+def test_uniform_gates_are_equal_among_the_present_and_never_learned():
+    model, (tokens, present, positions) = student("uniform"), batch()
+    present[0, 0, 1] = False
+    gates = model(tokens, present, positions).gates
+    torch.testing.assert_close(gates[0, 0], torch.tensor([0.5, 0.0, 0.5]))
+    torch.testing.assert_close(gates[1], torch.full((7, 3), 1 / 3))
+    assert "logits" not in dict(model.named_parameters()) and "logits" not in model.state_dict()
+    weighted = Student(CHANNELS, 16, "weighted", width=12, moe_hidden=9).eval()  # starts as uniform
+    torch.testing.assert_close(model(*batch()).embedding, weighted(*batch()).embedding)
 
 
 def test_uncovered_places_leave_the_mean():

@@ -9,7 +9,6 @@ into --out and a figure into figures/. Finished runs in --out are kept, unfinish
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -17,23 +16,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.evaluate import gap_closed, judge, line_up, mean_table, train_line_up
+from rgb2pc_lib.evaluate import gap_closed, judge, judged_config, line_up, mean_table, train_line_up
 from rgb2pc_lib.plots import judgement_figure, save_figure
-from rgb2pc_lib.runs import Config
-from rgb2pc_lib.workspace import FAST, SAMPLE, Workspace
+from rgb2pc_lib.workspace import FAST, RUNS, SAMPLE, Workspace
 
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workspace", default=SAMPLE, help="TOML file that names the roots (default: the sample)")
-    p.add_argument("--out", type=Path, default=Path("runs/judge"), help="folder of the runs (default: %(default)s)")
+    p.add_argument("--out", type=Path, default=RUNS / "judge", help="folder of the runs (default: runs/judge)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per student (default: %(default)s)")
     p.add_argument("--steps", type=int, default=30 if FAST else 300, help="steps of each run (default: %(default)s)")
     p.add_argument("--figure", default="judgement", help="name of the figure in figures/ (default: %(default)s)")
     a = p.parse_args(argv)
     try:
-        config = Config(steps=a.steps, eval_every=0, save_every=a.steps).with_workspace(Workspace.load(a.workspace))
-        config = dataclasses.replace(config, fuse_dim=128, loss_mse=0.0)
+        config = judged_config(Workspace.load(a.workspace), a.steps)
         rows = line_up(config, a.seeds, a.out)
         with tqdm(total=len(rows) * a.steps, unit="step") as bar:
             for i, progress in train_line_up(rows):
