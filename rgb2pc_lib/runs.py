@@ -76,8 +76,7 @@ class Config:
     frame_copy: str = _option("middle", "which of a frame's copies in overlapping windows", COPIES)
     expert_drop: float = _option(0.0, "chance to leave an expert out of a training sample", least=0, most=0.9)
     # student
-    fusion: str = _option("weighted", "learned weight per expert, gate per place (mixture of experts), or equal weights",
-                          FUSIONS)  # fmt: skip
+    fusion: str = _option("weighted", "one learned weight per expert, a gate per place (moe), or all equal", FUSIONS)
     fuse_dim: int = _option(256, "width D of adapters and fusion", least=1)
     moe_hidden: int = _option(128, "width of the gate network", least=1)
     moe_top_k: int = _option(0, "experts a place may use; 0: all", least=0)
