@@ -277,7 +277,7 @@ def extract_teacher(
                 kept += 1
             else:
                 todo.append((path, target))
-    for path, target in tqdm(todo, desc=tag, unit="cloud", disable=not progress):
+    for path, target in tqdm(todo, desc=tag, unit="cloud", disable=not (progress and todo)):
         points, cloud = read_cloud(path)
         features = encoder(torch.from_numpy(points)[None])[0].half()
         if not features.isfinite().all():
