@@ -38,6 +38,17 @@ class Progress:
     held_out: dict[str, float] = field(default_factory=dict)  # retrieval, when it was measured at this step
     seconds: float = 0.0  # of this step
 
+    def row(self) -> dict[str, float]:
+        """As it stands in metrics.jsonl: step, loss, seconds, loss/<term>, gate/<expert>, held-out/<measure>."""
+        row = {"step": self.step, "loss": self.loss, "seconds": self.seconds}
+        for prefix, values in (("loss", self.parts), ("gate", self.gates), ("held-out", self.held_out)):
+            row |= {f"{prefix}/{k}": v for k, v in values.items()}
+        return row
+
+    def logged(self, every: int) -> bool:
+        """Whether this step has a line in metrics.jsonl."""
+        return bool(self.held_out) or self.step % every == 0 or self.step == 1
+
 
 @dataclass
 class Data:
@@ -112,7 +123,7 @@ def train(config: Config, resume: bool = False) -> Iterator[Progress]:
                 if done == config.steps or (config.eval_every and done % config.eval_every == 0):
                     held_out = _curve_point(student, gatherer, data, mean, config)
                 progress = Progress(done, config.steps, loss, parts, gates, held_out, time.perf_counter() - start)
-                if held_out or done % config.log_every == 0 or done == 1:
+                if progress.logged(config.log_every):
                     _log(run, board, progress, learner.rate(n))
                 if done % config.save_every == 0 or done == config.steps:
                     _save_state(run, config, learner, done)
@@ -253,10 +264,7 @@ def _drop_lines_after(run: Run, step: int) -> None:
 
 
 def _log(run: Run, board: SummaryWriter, progress: Progress, rate: float) -> None:
-    row = {"step": progress.step, "loss": progress.loss, "lr": rate, "seconds": progress.seconds}
-    row |= {f"loss/{k}": v for k, v in progress.parts.items()}
-    row |= {f"gate/{k}": v for k, v in progress.gates.items()}
-    row |= {f"held-out/{k}": v for k, v in progress.held_out.items()}
+    row = progress.row() | {"lr": rate}
     with open(run.file("metrics.jsonl"), "a", encoding="utf-8") as f:
         f.write(json.dumps(row) + "\n")
     for name, value in row.items():
