@@ -16,12 +16,16 @@ from rgb2pc_lib.workspace import PROJECT
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the teacher is black, the control grey.
 _MODELS = {TEACHER: "#000000", "moe": "#d55e00", "weighted": "#0072b2", CONCATENATED: "#8a6d3b", SHUFFLED: "#999999"}
+_MODELS["uniform"] = "#4d5d73"
 _EXPERTS = ["#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7b5ea7", "#b0b000"]
 
 
 def colour(name: str, experts: list[str]) -> str:
-    """The fixed colour of a model or an expert ("xfeat" and "xfeat only" share one), by its name among the experts."""
-    name = name.removesuffix(" only")
+    """The fixed colour of a model or an expert, by its name among the experts.
+
+    "xfeat", "xfeat only" and "moe without xfeat" share one.
+    """
+    name = name.removesuffix(" only").removeprefix("moe without ")
     return _MODELS.get(name) or _EXPERTS[sorted(experts).index(name) % len(_EXPERTS)]
 
 
