@@ -15,6 +15,7 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -133,8 +134,8 @@ class FeaturePack:
         """Copy the tokens of `cells [K]` at (window, frame) into `out [K, C]`; cells of -1 get an arbitrary token."""
         frame = self._frame(place)
         np.take(frame, cells, axis=0, out=out, mode="clip")
-        if isinstance(self.features, np.ndarray):  # unmap the pages again: resident memory stays at the batch's size
-            _advise(self.features[place], _MADV_DONTNEED)  # never `frame`: of strided features it is a copy on the heap
+        if self._mapped:  # unmap the pages again: resident memory stays at the batch's size
+            _libc().madvise(*self._pages(place), _MADV_DONTNEED)
 
     def tokens(self, step: str, positions: np.ndarray, copy: str = "middle") -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`."""
@@ -148,9 +149,24 @@ class FeaturePack:
         return torch.from_numpy(rows).view(self.dtype).view(*self.grid, self.channels)
 
     def will_need(self, place: tuple[int, int]) -> None:
-        """Tell the system that a frame is read soon; free where it is in memory already."""
-        if isinstance(self.features, np.ndarray):
-            _advise(self.features[place], _MADV_WILLNEED)
+        """Tell the system that a frame is read soon, unless it is in memory already."""
+        if self._mapped:
+            start, size = self._pages(place)
+            if not (self._mapped.tells_cache and _in_memory(start + size // 2)):
+                _libc().madvise(start, size, _MADV_WILLNEED)
+
+    @functools.cached_property
+    def _mapped(self) -> _Mapped | None:
+        """Where the features lie in memory, if they are a plain map of the file: only of that the system is advised."""
+        array = self.features
+        if os.name != "posix" or not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
+            return None
+        return _Mapped(array.ctypes.data, array[0, 0].nbytes, os.access(self.path, os.W_OK))
+
+    def _pages(self, place) -> tuple[int, int]:  # start of the first page, bytes to the frame's end
+        at = self._mapped.start + (place[0] * self.features.shape[1] + place[1]) * self._mapped.frame
+        start = at // _PAGE * _PAGE
+        return start, at + self._mapped.frame - start
 
     def _frame(self, place):  # [H*W, C]
         w, t = place
@@ -230,7 +246,9 @@ def _open_pt(path):
     if features.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise InputError(f"{path}: expected fp16, bf16 or fp32 features, found {features.dtype}; re-extract it")
     array = (features.view(torch.int16) if features.dtype == torch.bfloat16 else features).numpy()
-    _advise(array, _MADV_RANDOM)
+    if os.name == "posix" and array.flags.c_contiguous:  # no reading ahead: what is read is asked for
+        start = array.ctypes.data // _PAGE * _PAGE
+        _libc().madvise(start, array.ctypes.data + array.nbytes - start, _MADV_RANDOM)
     return array, raw.get("frame_paths"), raw.get("meta") or {}, features.dtype
 
 
@@ -289,15 +307,27 @@ def first_line(e: Exception | str) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
 
 
-def _advise(array: np.ndarray, advice: int) -> None:
-    """madvise on the pages under a mapped array: a hint, silently without effect where the system has none."""
-    if os.name != "posix" or not array.flags.c_contiguous:
-        return
-    page = os.sysconf("SC_PAGE_SIZE")
-    start = array.ctypes.data // page * page
-    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(array.ctypes.data + array.nbytes - start), advice)
+# -- hints to the system about mapped pages; where there is no such call the hints are left out
+
+
+class _Mapped(NamedTuple):
+    start: int  # address of the features
+    frame: int  # bytes of one frame
+    tells_cache: bool  # the system tells what is in memory only of files that one may write
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE") if os.name == "posix" else 4096
 
 
 @functools.cache
 def _libc():
-    return ctypes.CDLL(None)
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    return libc
+
+
+def _in_memory(address: int) -> bool:
+    """Whether the page under an address is in the system's cache."""
+    told = ctypes.create_string_buffer(1)
+    return _libc().mincore(address // _PAGE * _PAGE, 1, told) == 0 and told.raw > b"\0"

@@ -85,6 +85,8 @@ class Planner:
             positions = np.broadcast_to(lattice(self.grid), (self.batch, self.grid[0] * self.grid[1], 2))
         else:
             positions = rng.random((self.batch, self.tokens, 2))
+            order = np.argsort(np.floor(positions[..., 1] * self.grid[0]) + positions[..., 0], axis=1)
+            positions = np.take_along_axis(positions, order[..., None], 1)  # in reading order, as they lie in the files
         experts = len(self.all_samples.expert_rows)
         keep = rng.random((self.batch, experts)) >= self.drop
         keep[np.arange(self.batch), rng.integers(experts, size=self.batch)] |= ~keep.any(1)
@@ -210,15 +212,21 @@ class Gatherer:
         first = placed[0][0][0]
         shape = (*plan.positions.shape[:2], first.channels)
         out = _buffer(buffers, name, shape, first.dtype, self.device)
+        layouts: dict[tuple, list[int]] = {}
         for b, sample in enumerate(placed):
-            cells = sample[0][0].cells(plan.positions[b])
-            present[b] &= cells >= 0
-            sample[0][0].read(sample[0][1], cells, out[b])
+            layouts.setdefault((sample[0][0].grid, sample[0][0].box), []).append(b)
+        cells = np.empty(shape[:2], np.int64)
+        for alike in layouts.values():
+            cells[alike] = placed[alike[0]][0][0].cells(plan.positions[alike])
+        present &= cells >= 0
+        for b, sample in enumerate(placed):
+            pack, place = sample[0]
+            pack.read(place, cells[b], out[b])
             if len(sample) > 1:  # a window: the mean over its frames
                 scratch = np.empty_like(out[b])
                 total = _floats(out[b], first.dtype)
                 for pack, place in sample[1:]:
-                    pack.read(place, cells, scratch)
+                    pack.read(place, cells[b], scratch)
                     total += _floats(scratch, first.dtype)
                 torch.from_numpy(out[b]).view(first.dtype).copy_(total / len(sample))
         return torch.from_numpy(out).view(first.dtype)

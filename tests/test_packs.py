@@ -5,12 +5,14 @@ import os
 import pickle
 import re
 import sys
+import time
 
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from rgb2pc_lib import packs
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.packs import COPIES, FeaturePack, list_packs, step_name, token_box
 from rgb2pc_lib.sampling import lattice
@@ -395,3 +397,33 @@ def test_resident_memory_stays_at_the_batch(tmp_path):
     assert resident() - before < 20e6
     np.asarray(pack.features).sum()
     assert resident() - before > 100e6, "the measure sees mapped pages"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache can be emptied of a file on Linux only")
+def test_a_frame_that_is_not_in_memory_is_fetched_ahead(tmp_path):
+    path = save(tmp_path / "ep.pt", torch.ones(4, 8, 32, 32, 256, dtype=torch.float16))
+    pack = FeaturePack.open(path)
+    with open(path, "rb+") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def fetched(w, t):
+        return all(packs._in_memory(pack.features[w, t, y].ctypes.data) for y in range(1, 31))
+
+    if fetched(1, 3):
+        pytest.skip("this file system keeps its files in memory")
+    pack.will_need((1, 3))
+    end = time.monotonic() + 10
+    while not fetched(1, 3) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert fetched(1, 3) and not fetched(3, 7), "that frame, not the others"
+    asked = []
+    pack.__dict__["_mapped"] = pack._mapped._replace(tells_cache=True)
+    real = packs._libc()
+    fake = type("libc", (), {"madvise": lambda self, *a: asked.append(a), "mincore": real.mincore})()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packs, "_libc", lambda: fake)
+        pack.will_need((1, 3))
+        assert not asked, "in memory already"
+        pack.will_need((3, 7))
+        assert len(asked) == 1
