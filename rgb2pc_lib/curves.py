@@ -1,0 +1,136 @@
+"""Training curves of one or several runs, and the verdict over seeds, on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rgb2pc_lib.plots import colour
+from rgb2pc_lib.runs import Config, Run
+
+RETRIEVAL = "held-out/R@1"
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # plotly's names
+_MPL_DASHES = ("-", "--", ":", "-.", (0, (9, 3)), (0, (9, 3, 2, 3)))
+_SHORT = {
+    "student_tokens": "tokens", "batch_size": "batch", "fuse_dim": "width", "loss_mse": "MSE", "expert_drop": "drop",
+    "vis_roots": "experts", "tau": "τ",
+}  # fmt: skip
+_SILENT = ("fusion", "pc_root", "rgb_root", "state_root", "cloud_root", "teacher_tag")
+
+
+def labels(configs: Sequence[Config]) -> list[str]:
+    """Names for a legend: the fusion, and every setting in which these runs differ.
+
+    >>> labels([Config(fusion="moe", lr=0.01), Config(fusion="moe")])
+    ['moe, lr 0.01', 'moe, lr 0.001']
+    """
+    differs = {k: None for config in configs for k in configs[0].changes(config) if k not in _SILENT}
+    out = []
+    for config in configs:
+        said = [config.fusion]
+        for key in differs:
+            value = getattr(config, key)
+            said.append(f"{_SHORT.get(key, key)} {'+'.join(value) if isinstance(value, (dict, tuple)) else value}")
+        out.append(", ".join(said))
+    return out
+
+
+def styles(configs: Sequence[Config]) -> list[tuple[str, int]]:
+    """(colour, number of the dash pattern) of each run: one colour per fusion, dashes by order within it."""
+    seen: dict[str, int] = {}
+    out = []
+    for config in configs:
+        n = seen.get(config.fusion, 0)
+        seen[config.fusion] = n + 1
+        out.append((colour(config.fusion, []), n % len(DASHES)))
+    return out
+
+
+def curves(rows: Sequence[dict] | pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Rows of metrics -> curve name -> (steps, values): loss, "held-out/R@1", and "gate/<expert>"."""
+    table = pd.DataFrame(rows)
+    wanted = [c for c in table if c in ("loss", RETRIEVAL) or c.startswith("gate/")]
+    kept = {c: table[["step", c]].dropna() for c in wanted}
+    return {c: (t["step"].to_numpy(), t[c].to_numpy(float)) for c, t in kept.items()}
+
+
+def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure:
+    """Loss, held-out retrieval, and the mean gates of every run.
+
+    A run is its folder, or its config and rows of metrics.
+
+    >>> curves_figure([Run.open("runs/judge/moe-seed0")])  # doctest: +SKIP
+    """
+    pairs = [(r.config, r.metrics()) if isinstance(r, Run) else r for r in runs]
+    configs = [config for config, _ in pairs]
+    experts = sorted({name for c in configs for name in c.vis_roots})
+    across = max(2, min(len(pairs), 4))
+    below = -(-len(pairs) // across)
+    figure = Figure(figsize=(12, 3.7 + 2.7 * below), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3.7, 2.7 * max(below, 1)])
+    loss, found = top.subplots(1, 2)
+    gates = np.atleast_1d(bottom.subplots(max(below, 1), across, sharey=True)).ravel()
+    names = labels(configs) if configs else []
+    for (_, rows), name, (tint, dash) in zip(pairs, names, styles(configs), strict=True):
+        drawn = curves(rows)
+        style = {"color": tint, "ls": _MPL_DASHES[dash], "label": name, "lw": 1.6}
+        loss.plot(*drawn.get("loss", ([], [])), **style)
+        found.plot(*drawn.get(RETRIEVAL, ([], [])), marker="o", ms=3.5, **style)
+    loss.set(xlabel="training step", ylabel="loss", title="Training loss (one batch a point)")
+    found.set(xlabel="training step", ylabel="R@1", ylim=(0, 1), title="Held-out retrieval: own cloud ranked first")
+    if pairs:
+        found.legend(fontsize=9, loc="upper left")
+    for axes, (_, rows), name in zip(gates, pairs, names, strict=False):
+        drawn = curves(rows)
+        for expert in experts:
+            if f"gate/{expert}" in drawn:
+                axes.plot(*drawn[f"gate/{expert}"], color=colour(expert, experts), label=expert, lw=1.6)
+        axes.set(xlabel="training step", ylim=(0, 1), title=f"Mean gates: {name}")
+    for axes in gates[len(pairs) :]:
+        axes.set_axis_off()
+    if pairs:
+        gates[0].set_ylabel("mean gate of each expert")
+        gates[0].legend(fontsize=9, ncols=2)
+    else:
+        loss.text(0.5, 0.5, "no run yet", ha="center", transform=loss.transAxes, color="0.5")
+    for axes in (loss, found, *gates):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def verdict_figure(table: pd.DataFrame, experts: Sequence[str], measure: str, against: str, n: int) -> Figure:
+    """`evaluate.verdict`: every student with its interval over seeds, and the difference from one of them.
+
+    `n` is the number of held-out samples behind each value.
+    """
+    seeds = int(table["seeds"].max())
+    order = [*table["mean"].sort_values(ascending=False).index]
+    at = np.arange(len(order))
+    figure = Figure(figsize=(12, 1.6 + 0.36 * len(order)), layout="constrained")
+    level, gain = figure.subplots(1, 2, sharey=True)
+    parts = ((level, ("mean", "low", "high")), (gain, ("difference", "difference low", "difference high")))
+    for axes, (middle, low, high) in parts:
+        for y, name in zip(at, order, strict=True):
+            row, tint = table.loc[name], colour(name, list(experts))
+            face = "white" if name.startswith("moe without") else tint
+            bar = [[row[middle] - row[low]], [row[high] - row[middle]]]
+            known = np.isfinite(bar).all()
+            axes.errorbar(row[middle], y, xerr=bar if known else None, fmt="o", ms=8, capsize=4, color=tint, mfc=face)
+        axes.grid(axis="x", color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+    level.set_yticks(at, order)
+    level.invert_yaxis()
+    chance = 1 / n
+    level.axvline(chance, color="0.6", lw=1, ls=":")
+    level.set(xlabel=f"held-out {measure} (dotted: chance, {chance:.3f})", xlim=(0, None))
+    level.set_title("Finding the own point cloud from RGB")
+    gain.axvline(0, color="0.4", lw=1)
+    gain.set(xlabel=f"difference in {measure}, paired by seed", title=f"Gain over {against} weights")
+    said = f"95 % intervals over {seeds} seeds" if seeds > 1 else "one seed, so no interval"
+    figure.supxlabel(f"{said}; {n} held-out samples; hollow: the mixture of experts without one of them", fontsize=9)
+    return figure
