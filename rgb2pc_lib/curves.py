@@ -82,7 +82,7 @@ def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure
     loss.set(xlabel="training step", ylabel="loss", title="Training loss (one batch a point)")
     found.set(xlabel="training step", ylabel="R@1", ylim=(0, 1), title="Held-out retrieval: own cloud ranked first")
     if pairs:
-        found.legend(fontsize=9, loc="upper left")
+        loss.legend(fontsize=9, loc="upper right")
     for axes, (_, rows), name in zip(gates, pairs, names, strict=False):
         drawn = curves(rows)
         for expert in experts:
@@ -134,3 +134,20 @@ def verdict_figure(table: pd.DataFrame, experts: Sequence[str], measure: str, ag
     said = f"95 % intervals over {seeds} seeds" if seeds > 1 else "one seed, so no interval"
     figure.supxlabel(f"{said}; {n} held-out samples; hollow: the mixture of experts without one of them", fontsize=9)
     return figure
+
+
+def compared(table: pd.DataFrame, name: str, against: str, measure: str = "R@1") -> str:
+    """One line of `evaluate.verdict` in words, which say no more than the interval allows.
+
+    >>> compared(verdict(long, "R@1", "uniform"), "moe", "uniform")  # doctest: +SKIP
+    'moe: R@1 0.52 [0.47, 0.57]; against uniform +0.06 [+0.02, +0.10], better'
+    """
+    row = table.loc[name]
+    low, high = row["difference low"], row["difference high"]
+    if not np.isfinite([low, high]).all():
+        return f"{name}: {measure} {row['mean']:.3f}; against {against} {row['difference']:+.3f}, one seed: no interval"
+    said = "better" if low > 0 else "worse" if high < 0 else "no difference that these seeds can show"
+    return (
+        f"{name}: {measure} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]; "
+        f"against {against} {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}], {said}"
+    )

@@ -191,11 +191,15 @@ def train_line_up(rows: list[tuple[str, Config]]) -> Iterator[tuple[int, Progres
     Raises InputError where a folder holds a run with other settings.
     """
     for i, (_, config) in enumerate(rows):
-        run = Run(config.folder)
-        if run.finished and not run.config.changes(config):
-            continue
-        for progress in train(config, resume=run.file("config.json").exists()):
-            yield i, progress
+        if not trained(config):
+            for progress in train(config, resume=Run(config.folder).file("config.json").exists()):
+                yield i, progress
+
+
+def trained(config: Config) -> bool:
+    """Whether the config's folder holds a finished run with these settings."""
+    run = Run(config.folder)
+    return run.finished and not run.config.changes(config)
 
 
 def judge(config: Config, rows: list[tuple[str, Config]]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Two things every notebook does: say what it ran with, and show a figure."""
+"""What every notebook does: say what it ran with, show a figure, train the runs it needs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from importlib.metadata import version
 
 from IPython.display import Image, display
 from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 
+from rgb2pc_lib.evaluate import train_line_up, trained
 from rgb2pc_lib.plots import commit
+from rgb2pc_lib.runs import Config
 
 
 def versions(*more: str) -> str:
@@ -27,3 +30,16 @@ def show(figure: Figure, dpi: int = 110) -> None:
     png = io.BytesIO()
     figure.savefig(png, dpi=dpi, bbox_inches="tight")
     display(Image(png.getvalue()))
+
+
+def train_missing(rows: list[tuple[str, Config]]) -> None:
+    """Train the runs of a line-up (`evaluate.line_up`) that are not finished yet, with a progress bar.
+
+    It may be interrupted; the next call goes on from there.
+    """
+    missing = [row for row in rows if not trained(row[1])]
+    print(f"{len(rows) - len(missing)} of {len(rows)} runs are there already")
+    with tqdm(total=sum(config.steps for _, config in missing), unit="step", disable=not missing) as bar:
+        for i, progress in train_line_up(missing):
+            bar.set_description(missing[i][1].folder.name, refresh=False)
+            bar.update(sum(config.steps for _, config in missing[:i]) + progress.step - bar.n)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.evaluate import trained
 from rgb2pc_lib.runs import Config, Run, read_metrics
 from rgb2pc_lib.train import Progress, train
 
@@ -107,7 +108,7 @@ class Session:
         run = Run(config.folder)
         there = run.file("config.json").exists()
         before = read_metrics(run.file("metrics.jsonl")) if there else []
-        if run.finished and not run.config.changes(config):
+        if trained(config):
             with self._lock:
                 self._rows = before
             self._set(state="finished", step=config.steps, note="trained before")

@@ -17,9 +17,9 @@ from rgb2pc_lib.errors import InputError
 PROJECT = Path(__file__).resolve().parents[1]
 SAMPLE = PROJECT / "data" / "sample.toml"
 CACHE = PROJECT / "data" / "cache"  # everything derived; users' folders are never written to
-RUNS = Path(os.environ.get("RGB2PC_RUNS") or PROJECT / "runs")  # trainings; the variable moves them elsewhere
 
 FAST = os.environ.get("RGB2PC_FAST") == "1"  # shrinks notebooks and the demo for tests; the code path stays the same
+RUNS = Path(os.environ.get("RGB2PC_RUNS") or PROJECT / ("runs/fast" if FAST else "runs"))  # trainings
 
 ROOTS = ("teacher", "rgb", "clouds", "state")
 
