@@ -4,6 +4,7 @@ import importlib.util
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,27 @@ def test_each_frame_is_encoded_once(tmp_path):
     root, seen = record(tmp_path / "rgb", steps=7), []
     extract(toy(seen), root, tmp_path / "out", window=4, stride=1, batch=3, progress=False)
     assert seen == [3, 3, 1]
+
+
+def test_side_by_side_changes_nothing(tmp_path):
+    for e in range(5):
+        record(tmp_path / "rgb", episode=f"ep_{e}", steps=3 + e)
+    assert run(tmp_path / "rgb", tmp_path / "one", workers=1) == run(tmp_path / "rgb", tmp_path / "three", workers=3)
+    for path in list_packs(tmp_path / "one").values():
+        assert path.read_bytes() == (tmp_path / "three" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_the_thread_setting_is_given_back(tmp_path):
+    before, later = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(3)
+        run(record(tmp_path / "rgb"), tmp_path / "out")
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert torch.get_num_threads() == 3 and later == [3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_short_and_single_frame_episodes(tmp_path):

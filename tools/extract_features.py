@@ -6,10 +6,9 @@ Packs go to the folder that the workspace names for each expert. An interrupted 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
-
-import torch
 
 from rgb2pc_lib.encoders.extract import DTYPES, extract
 from rgb2pc_lib.encoders.images import EXPERTS, load_encoder
@@ -30,7 +29,8 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--dtype", choices=sorted(DTYPES), default="fp16", help="of the stored tokens (default: fp16)")
     p.add_argument("--batch", type=positive, default=8, help="frames encoded at a time (default: 8)")
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    p.add_argument("--num_threads", type=positive, help="processor threads (default: all cores)")
+    p.add_argument("--num_threads", type=positive, default=os.cpu_count(),
+                   help="episodes encoded side by side, one processor thread each (default: all cores)")
     return p.parse_args(argv)
 
 
@@ -43,8 +43,6 @@ def positive(text: str) -> int:
 
 def main(argv=None) -> int:
     args = parse(argv)
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
     try:
         workspace = Workspace.load(args.workspace)
         rgb_root = args.rgb_root or workspace.require("rgb").rgb
@@ -52,7 +50,7 @@ def main(argv=None) -> int:
             out = args.out / f"features_{name}" if args.out else workspace.only(name).experts[name]
             written, kept = extract(
                 load_encoder(name, args.device), rgb_root, out, window=args.window, stride=args.stride,
-                dtype=args.dtype, batch=args.batch, tasks=args.tasks,
+                dtype=args.dtype, batch=args.batch, workers=args.num_threads, tasks=args.tasks,
             )  # fmt: skip
             print(f"{name}: {written} packs written, {kept} kept, in {out}", flush=True)
     except (InputError, OSError) as e:
