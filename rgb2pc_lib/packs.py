@@ -35,6 +35,7 @@ torch.serialization.add_safe_globals(
 )
 
 
+@functools.lru_cache(4096)  # a frame stands in up to T windows
 def step_name(path: str) -> str:
     """Name of a step from any path, also one written on Windows or another machine: the last component's stem.
 
