@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rgb2pc_lib.evaluate import verdict
 from rgb2pc_lib.plots import colour
 from rgb2pc_lib.runs import Config, Run
 
@@ -80,7 +81,7 @@ def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure
         loss.plot(*drawn.get("loss", ([], [])), **style)
         found.plot(*drawn.get(RETRIEVAL, ([], [])), marker="o", ms=3.5, **style)
     loss.set(xlabel="training step", ylabel="loss", title="Training loss (one batch a point)")
-    found.set(xlabel="training step", ylabel="R@1", ylim=(0, 1), title="Held-out retrieval: own cloud ranked first")
+    found.set(xlabel="training step", ylabel="R@1", ylim=(0, None), title="Held-out retrieval: own cloud ranked first")
     if pairs:
         loss.legend(fontsize=9, loc="upper right")
     for axes, (_, rows), name in zip(gates, pairs, names, strict=False):
@@ -101,38 +102,53 @@ def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure
     return figure
 
 
-def verdict_figure(table: pd.DataFrame, experts: Sequence[str], measure: str, against: str, n: int) -> Figure:
+def verdict_figure(long: pd.DataFrame, measure: str, against: str, experts: Sequence[str], n: int) -> Figure:
     """`evaluate.verdict`: every student with its interval over seeds, and the difference from one of them.
 
-    `n` is the number of held-out samples behind each value.
+    `long` is `evaluate.judge_students`'s table and `n` the number of held-out samples behind each value. Small ticks
+    are the seeds.
     """
-    seeds = int(table["seeds"].max())
+    table = verdict(long, measure, against)
+    by_seed = long[(long["measure"] == measure) & (long["seed"] >= 0)].pivot(
+        index="seed", columns="model", values="value"
+    )
+    seeds = len(by_seed)
     order = [*table["mean"].sort_values(ascending=False).index]
     at = np.arange(len(order))
     figure = Figure(figsize=(12, 1.6 + 0.36 * len(order)), layout="constrained")
     level, gain = figure.subplots(1, 2, sharey=True)
-    parts = ((level, ("mean", "low", "high")), (gain, ("difference", "difference low", "difference high")))
-    for axes, (middle, low, high) in parts:
+    gains = by_seed.sub(by_seed[against], axis=0)
+    parts = (
+        (level, by_seed, ("mean", "low", "high")),
+        (gain, gains, ("difference", "difference low", "difference high")),
+    )
+    for axes, values, (middle, low, high) in parts:
         for y, name in zip(at, order, strict=True):
             row, tint = table.loc[name], colour(name, list(experts))
             face = "white" if name.startswith("moe without") else tint
             bar = [[row[middle] - row[low]], [row[high] - row[middle]]]
             known = np.isfinite(bar).all()
             axes.errorbar(row[middle], y, xerr=bar if known else None, fmt="o", ms=8, capsize=4, color=tint, mfc=face)
+            axes.plot(values[name], np.full(seeds, y + 0.28), "|", ms=6, color=tint)
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(left=False)
     level.set_yticks(at, order)
     level.invert_yaxis()
-    chance = 1 / n
-    level.axvline(chance, color="0.6", lw=1, ls=":")
-    level.set(xlabel=f"held-out {measure} (dotted: chance, {chance:.3f})", xlim=(0, None))
+    level.set(xlabel=f"held-out {measure}", xlim=(0, None))
+    if measure.removeprefix("R@").isdigit():
+        chance = int(measure.removeprefix("R@")) / n
+        level.axvline(chance, color="0.6", lw=1, ls=":")
+        level.set_xlabel(f"held-out {measure} (dotted: chance, {chance:.3f})")
     level.set_title("Finding the own point cloud from RGB")
     gain.axvline(0, color="0.4", lw=1)
     gain.set(xlabel=f"difference in {measure}, paired by seed", title=f"Gain over {against} weights")
-    said = f"95 % intervals over {seeds} seeds" if seeds > 1 else "one seed, so no interval"
-    figure.supxlabel(f"{said}; {n} held-out samples; hollow: the mixture of experts without one of them", fontsize=9)
+    said = f"95 % interval over {seeds} seeds" if seeds > 1 else "none, as there is one seed"
+    figure.supxlabel(
+        f"dot: mean, bar: {said}, tick: a seed; {n} held-out samples; hollow: the mixture without one of its experts",
+        fontsize=9,
+    )
     return figure
 
 

@@ -154,12 +154,13 @@ def pooled_features(data: Data) -> dict[str, np.ndarray]:
 
 
 def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
-    """The settings of the judged runs: small enough for two CPU cores (two tasks and few steps with RGB2PC_FAST=1)."""
-    steps = steps or (30 if FAST else 300)
-    tasks = ()
+    """The settings of the judged runs: small enough for two CPU cores, and tiny with RGB2PC_FAST=1."""
+    steps = steps or (20 if FAST else 300)
+    config = Config(steps=steps, eval_every=0, save_every=steps, fuse_dim=128).with_workspace(workspace)
     if FAST:
-        tasks = tuple(sorted((p.name for p in workspace.require("teacher").teacher.iterdir()), key=natural_key)[:2])
-    return Config(steps=steps, eval_every=0, save_every=steps, fuse_dim=128, tasks=tasks).with_workspace(workspace)
+        tasks = sorted((p.name for p in workspace.require("teacher").teacher.iterdir()), key=natural_key)[:2]
+        config = dataclasses.replace(config, tasks=tuple(tasks), batch_size=32, student_tokens=32)
+    return config
 
 
 def line_up(config: Config, seeds: int, out: Path, ablations: bool = False) -> list[tuple[str, Config]]:

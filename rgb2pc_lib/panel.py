@@ -234,7 +234,7 @@ class TrainingPanel:
         )  # fmt: skip
         figure.update_xaxes(title_text="training step", title_standoff=6, rangemode="tozero", linecolor="#999999")
         figure.update_yaxes(title_text="loss", title_standoff=6, col=1)
-        figure.update_yaxes(range=[0, 1], col=2)
+        figure.update_yaxes(rangemode="tozero", col=2)
         figure.update_yaxes(range=[0, 1], col=3)
         experts = sorted(self.base.vis_roots)
         self._gates = {}

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import json
 import shlex
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from rgb2pc_lib import panel as module
 from rgb2pc_lib import session as session_module
-from rgb2pc_lib.curves import curves_figure, labels, styles, verdict_figure
+from rgb2pc_lib.curves import compared, curves_figure, labels, styles, verdict_figure
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.evaluate import judge_students, line_up, train_line_up, verdict
 from rgb2pc_lib.panel import TrainingPanel
@@ -261,8 +260,14 @@ def test_curves_of_folders_and_the_verdict_figure(left, tmp_path):
     list(train_line_up(rows))
     figure = curves_figure([Run.open(c.folder) for _, c in rows])
     assert len(figure.axes) == 2 + 8  # two rows of gates
-    table = verdict(judge_students(rows))
-    figure = verdict_figure(table, ["left", "right"], "R@1", "uniform", 48)
+    long = judge_students(rows)
+    table = verdict(long)
+    figure = verdict_figure(long, "R@1", "uniform", ["left", "right"], 48)
     names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert names == list(table["mean"].sort_values(ascending=False).index)
-    assert json.loads(table.to_json())
+    assert "chance, 0.021" in figure.axes[0].get_xlabel()
+    table.loc["moe", ["mean", "low", "high"]] = 0.5, 0.4, 0.6
+    cases = [(0.01, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.1, 0.1, "no difference"), (np.nan, np.nan, "one seed")]
+    for low, high, said in cases:
+        table.loc["moe", ["difference low", "difference high"]] = low, high
+        assert said in compared(table, "moe", "uniform")
