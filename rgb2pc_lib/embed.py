@@ -12,7 +12,7 @@ from rgb2pc_lib.encoders.images import load_encoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.pairing import OK, Pairing, Samples, pair
 from rgb2pc_lib.runs import Run
-from rgb2pc_lib.sampling import Gatherer, lattice
+from rgb2pc_lib.sampling import Gatherer, embedding_lattice
 from rgb2pc_lib.train import embed_samples, pick_device
 from rgb2pc_lib.workspace import Workspace
 
@@ -29,7 +29,7 @@ def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[p
     samples = every_step(pairing)
     device = pick_device(device)
     gatherer = Gatherer(samples, run.config.frame_copy, device=device)
-    embeddings, _ = embed_samples(student.to(device), gatherer, np.arange(len(samples)), lattice(pairing.finest_grid))
+    embeddings, _ = embed_samples(student.to(device), gatherer, np.arange(len(samples)), embedding_lattice(pairing.finest_grid))
     return samples.keys(), embeddings
 
 
@@ -64,7 +64,7 @@ class RGBEmbedder:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         frames = torch.as_tensor(images)
         grids = {name: encoder(frames) for name, encoder in self.encoders.items()}  # [B, Hf, Wf, C]
-        at = lattice(max((tuple(g.shape[1:3]) for g in grids.values()), key=lambda s: s[0] * s[1]))  # [K, 2]
+        at = embedding_lattice(max((tuple(g.shape[1:3]) for g in grids.values()), key=lambda s: s[0] * s[1]))  # [K, 2]
         tokens = {}
         for name, grid in grids.items():
             rows, cols = (at[:, 1] * grid.shape[1]).astype(int), (at[:, 0] * grid.shape[2]).astype(int)

@@ -155,8 +155,8 @@ def pooled_features(data: Data) -> dict[str, np.ndarray]:
 
 def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
     """The settings of the judged runs: small enough for two CPU cores, and tiny with RGB2PC_FAST=1."""
-    steps = steps or (20 if FAST else 300)
-    config = Config(steps=steps, eval_every=0, save_every=steps, fuse_dim=128).with_workspace(workspace)
+    steps = steps or (20 if FAST else 400)
+    config = Config(steps=steps, eval_every=0, save_every=steps, student_tokens=32, amp=True).with_workspace(workspace)
     if FAST:
         tasks = sorted((p.name for p in workspace.require("teacher").teacher.iterdir()), key=natural_key)[:2]
         config = dataclasses.replace(config, tasks=tuple(tasks), batch_size=32, student_tokens=32)

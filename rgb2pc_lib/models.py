@@ -29,7 +29,7 @@ class Adapter(nn.Module):
 
     def __init__(self, channels: int, width: int):
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)  # `inner` holds scale and shift already
         self.inner = nn.Linear(channels, width)
         self.place = nn.Linear(PLACE_FEATURES, width, bias=False)
         self.outer = nn.Linear(width, width)
@@ -115,7 +115,7 @@ class Student(nn.Module):
         return dict(zip(self.experts, self.logits.softmax(0).tolist(), strict=True))
 
     def _cast(self, tokens, m):
-        return tokens[self.experts[m]].to(self.adapters[self.experts[m]].norm.weight.dtype)
+        return tokens[self.experts[m]].to(self.adapters[self.experts[m]].inner.weight.dtype)
 
     def _gates(self, hidden, present, generator):
         if self.fusion != "moe":
@@ -160,7 +160,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             if layer.bias is not None:
                 nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-        elif isinstance(layer, nn.LayerNorm):
+        elif isinstance(layer, nn.LayerNorm) and layer.elementwise_affine:
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
     for name, parameter in module.named_parameters(recurse=False):

@@ -74,7 +74,7 @@ class Config:
     student_tokens: int = _option(64, "positions per sample, shared by all experts; at the grid's size: all", least=1)
     teacher_points: int = _option(0, "random points averaged per step as augmentation; 0: all, from a table", least=0)
     frame_copy: str = _option("middle", "which of a frame's copies in overlapping windows", COPIES)
-    expert_drop: float = _option(0.0, "chance to leave an expert out of a training sample", least=0, most=0.9)
+    expert_drop: float = _option(0.2, "chance to leave an expert out of a training sample", least=0, most=0.9)
     # student
     fusion: str = _option("weighted", "one learned weight per expert, a gate per place (moe), or all equal", FUSIONS)
     fuse_dim: int = _option(256, "width D of adapters and fusion", least=1)
@@ -83,14 +83,14 @@ class Config:
     gate_noise: float = _option(0.0, "noise on the gate's logits while training, standard deviation", least=0)
     load_balance: float = _option(0.0, "weight of the term that spreads the gates over experts", least=0)
     # losses
-    tau: float = _option(0.07, "temperature of InfoNCE", least=1e-4)
+    tau: float = _option(0.05, "temperature of InfoNCE", least=1e-4)
     learn_tau: bool = _option(False, "learn the temperature, starting at tau")
     loss_mse: float = _option(0.0, "weight of the squared distance of normalised embeddings", least=0)
     loss_relational: float = _option(0.0, "weight of the match of similarity matrices", least=0)
     exclude_near: int = _option(0, "steps of one episode this near in time are not negatives, steps", least=0)
     # training
     steps: int = _option(400, "training steps", least=1)
-    lr: float = _option(1e-3, "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", least=0)
+    lr: float = _option(3e-3, "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", least=0)
     weight_decay: float = _option(0.05, "AdamW weight decay", least=0)
     grad_clip: float = _option(1.0, "largest gradient norm; 0: no clipping", least=0)
     amp: bool = _option(False, "bfloat16 autocast")

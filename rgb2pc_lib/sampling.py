@@ -53,6 +53,14 @@ def lattice(grid: tuple[int, int]) -> np.ndarray:
     return np.stack([x, y], -1).reshape(-1, 2)
 
 
+def embedding_lattice(finest: tuple[int, int]) -> np.ndarray:
+    """The positions at which steps are embedded: the finest grid's cells, or 16 x 16 places where it has more.
+
+    The embedding is a mean over places, so a regular sample of them stands for all.
+    """
+    return lattice((min(finest[0], 16), min(finest[1], 16)))
+
+
 class Planner:
     """Batches of the training samples, without end: `planner(n)` is batch n, whatever was asked before.
 

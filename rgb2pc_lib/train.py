@@ -21,7 +21,7 @@ from rgb2pc_lib.metrics import agreement, retrieval
 from rgb2pc_lib.models import Student
 from rgb2pc_lib.pairing import Samples, pair, select, split
 from rgb2pc_lib.runs import Config, Run, build_student, read_metrics, write_atomic
-from rgb2pc_lib.sampling import Batch, Gatherer, Planner, lattice, ordered_plans
+from rgb2pc_lib.sampling import Batch, Gatherer, Planner, embedding_lattice, lattice, ordered_plans
 
 _EVAL_SAMPLES = 512  # held-out samples behind the curve; the final figures use all of them
 
@@ -285,7 +285,7 @@ def _finish(run: Run, config: Config, student: Student, gatherer: Gatherer, data
     """Weights, embeddings of every sample, and the final figures on all held-out ones."""
     run.save_student(student, gatherer.samples.pairing.channels, mean)
     index = np.sort(np.concatenate([data.training, data.held_out]))
-    embedding, gates = embed_samples(student, gatherer, index, lattice(gatherer.samples.pairing.finest_grid))
+    embedding, gates = embed_samples(student, gatherer, index, embedding_lattice(gatherer.samples.pairing.finest_grid))
     teacher = gatherer.teacher_embeddings(data.samples.teacher_rows[index]).astype(np.float32)
     keys = data.samples.keys().loc[index]
     held_out = np.isin(index, data.held_out)

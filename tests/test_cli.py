@@ -104,7 +104,7 @@ def test_unreadable_packs_and_empty_pairings_end_with_one_message(left, tmp_path
 
 def test_help_tells_defaults_and_units():
     text = " ".join(call("--help").stdout.split())
-    for phrase in ("--no_strict_pairing", "{random,skip,error}", "default: 0.07", "training steps", "steps (type: int"):
+    for phrase in ("--no_strict_pairing", "{random,skip,error}", "default: 0.05", "training steps", "steps (type: int"):
         assert phrase in text
 
 

@@ -26,15 +26,15 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--workspace", default=SAMPLE, help="TOML file that names the roots (default: the sample)")
     p.add_argument("--out", type=Path, default=RUNS / "judge", help="folder of the runs (default: runs/judge)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per student (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=30 if FAST else 300, help="steps of each run (default: %(default)s)")
+    p.add_argument("--steps", type=int, help="steps of each run (default: those of `evaluate.judged_config`)")
     p.add_argument("--figure", default="judgement", help="name of the figure in figures/ (default: %(default)s)")
     a = p.parse_args(argv)
     try:
         config = judged_config(Workspace.load(a.workspace), a.steps)
         rows = line_up(config, a.seeds, a.out)
-        with tqdm(total=len(rows) * a.steps, unit="step") as bar:
+        with tqdm(total=len(rows) * config.steps, unit="step") as bar:
             for i, progress in train_line_up(rows):
-                bar.update(i * a.steps + progress.step - bar.n)
+                bar.update(i * config.steps + progress.step - bar.n)
                 bar.set_description(rows[i][1].folder.name)
             bar.update(bar.total - bar.n)
         long = judge(config, rows)
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     print(mean_table(long).T.to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))
     print("\nGap closed = (student - best expert) / (teacher - best expert), with a 95 % interval over seeds:\n")
     print(closed.to_string(index=False, float_format=lambda v: f"{v:.2f}", na_rep="-"))
-    figure = save_figure(judgement_figure(long), a.figure, out=a.out, seeds=a.seeds, steps=a.steps)
+    figure = save_figure(judgement_figure(long), a.figure, out=a.out, seeds=a.seeds, steps=config.steps)
     print(f"\nfigure: {os.path.relpath(figure)}   table: {a.out / 'judgement.csv'}")
     return 0
 
