@@ -148,11 +148,12 @@ def cloud_trace(cloud: Cloud | None) -> dict:
 
 def cloud_scene(cloud: Cloud | None) -> dict:
     """Equal axes in metres, seen from the camera where the cloud is in its frame."""
-    camera = {"up": {"x": 0, "y": -1, "z": 0}, "eye": {"x": 0.5, "y": -0.75, "z": -1.6}}
-    upright = {"up": {"x": 0, "y": 0, "z": 1}, "eye": {"x": 1.2, "y": -1.4, "z": 0.9}}
-    titles = {f"{a}axis": {"title": f"{a} (m)", "nticks": 5} for a in "xyz"}
+    camera = {"up": (0, -1, 0), "eye": (0.62, -0.9, -1.9), "center": (0, 0.12, 0)}
+    upright = {"up": (0, 0, 1), "eye": (1.5, -1.75, 1.1)}
     seen = camera if cloud is not None and in_camera_frame(cloud) else upright
-    return {"aspectmode": "data", "camera": seen, **titles}
+    view = {k: dict(zip("xyz", v, strict=True)) for k, v in seen.items()}
+    titles = {f"{a}axis": {"title": f"{a} (m)", "nticks": 5} for a in "xyz"}
+    return {"aspectmode": "data", "camera": view, **titles}
 
 
 def overlay(image: np.ndarray, cloud: Cloud | None, scale: int = 2) -> np.ndarray:
@@ -227,7 +228,7 @@ def _cloud_axes(axes, cloud: Cloud | None) -> None:
         x, y, z, labels = x, z, -y, ("x (m)", "depth z (m)", "up -y (m)")
         axes.view_init(elev=25, azim=-75)
     axes.scatter(x, y, z, c=colours, s=2, depthshade=False)
-    axes.set_box_aspect([max(np.ptp(v), 1e-6) for v in (x, y, z)])
+    axes.set_box_aspect([max(np.ptp(v), 1e-6) for v in (x, y, z)], zoom=1.15)
     axes.set(xlabel=labels[0], ylabel=labels[1], zlabel=labels[2])
     axes.tick_params(labelsize=6)
     axes.locator_params(nbins=4)

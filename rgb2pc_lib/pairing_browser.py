@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Callable, Iterable
 
-import ipywidgets as W
+import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -67,17 +67,18 @@ class PairingBrowser:
         self.repaint = Repaint(self._draw)
 
         tasks = list(dict.fromkeys(t for t, _ in self.steps))
-        self.task = W.Dropdown(options=tasks, description="task")
-        self.episode = W.Dropdown(description="episode")
-        self.step = W.IntSlider(description="step", readout=False, layout=W.Layout(width="360px"))
-        self.name, self.match = W.HTML(), W.HTML()
+        self.task = widgets.Dropdown(options=tasks, description="task")
+        self.episode = widgets.Dropdown(description="episode")
+        self.step = widgets.IntSlider(description="step", readout=False, layout=widgets.Layout(width="360px"))
+        self.name, self.match = widgets.HTML(), widgets.HTML()
         sources = ["RGB", "points over the image", *pairing.packs]
-        self.pictures = {s: W.Image(format="png", width=SIDE) for s in sources}
-        self.captions = {s: W.HTML(f"<b>{html.escape(s)}</b>") for s in sources}
+        self.pictures = {s: widgets.Image(format="png", width=SIDE) for s in sources}
+        self.captions = {s: widgets.HTML(f"<b>{html.escape(s)}</b>") for s in sources}
         self.cloud = go.FigureWidget(
             go.Scatter3d(mode="markers", marker={"size": 2}, hoverinfo="skip"),
-            {"width": SIDE + 60, "height": SIDE + 28, "margin": dict.fromkeys("lrbt", 0), "uirevision": "kept"},
-        )
+            {"width": 2 * SIDE, "height": SIDE + 28, "margin": dict.fromkeys("lrbt", 0), "uirevision": "kept",
+             "template": "plotly_white"},
+        )  # fmt: skip
         self._fill_episodes()
         self.task.observe(self._fill_episodes, "value")
         self.episode.observe(self._fill_steps, "value")
@@ -85,14 +86,16 @@ class PairingBrowser:
         self._draw()
 
         def cell(source):
-            return W.VBox([self.captions[source], self.pictures[source]], layout=W.Layout(margin="0 12px 8px 0"))
+            apart = widgets.Layout(margin="0 12px 8px 0")
+            return widgets.VBox([self.captions[source], self.pictures[source]], layout=apart)
 
-        space = W.VBox([W.HTML("<b>the points in space</b>"), self.cloud], layout=W.Layout(overflow="hidden"))
-        wrap = W.Layout(flex_flow="row wrap")
-        self.view = W.VBox([
-            W.HBox([self.task, self.episode, self.step, self.name]),
-            W.HBox([cell("RGB"), cell("points over the image"), space], layout=wrap),
-            W.HBox([cell(e) for e in pairing.packs], layout=wrap),
+        held = widgets.Layout(overflow="hidden")
+        space = widgets.VBox([widgets.HTML("<b>the points in space</b>"), self.cloud], layout=held)
+        wrap = widgets.Layout(flex_flow="row wrap")
+        self.view = widgets.VBox([
+            widgets.HBox([self.task, self.episode, self.step, self.name]),
+            widgets.HBox([cell("RGB"), cell("points over the image"), space], layout=wrap),
+            widgets.HBox([cell(e) for e in pairing.packs], layout=wrap),
             self.match,
         ])  # fmt: skip
         self.view.add_class("rgb2pc-pairing")
@@ -162,11 +165,13 @@ class PairingBrowser:
 
 def _match_html(match: pd.DataFrame) -> str:
     rows = "".join(
-        f"<tr><td><b>{html.escape(source)}</b></td><td style='color:{'inherit' if r.status == OK else ALARM}'>"
-        f"{html.escape(r.status)}</td><td><code>{html.escape(r.file)}</code></td><td>{html.escape(r.place)}</td></tr>"
+        f"<tr><td><b>{html.escape(source)}</b>"
+        f"<td style='color:{'inherit' if r.status == OK else ALARM}'>{html.escape(r.status)}"
+        f"<td><code>{html.escape(r.file)}</code><td>{html.escape(r.place)}</tr>"
         for source, r in match.iterrows()
     )
-    return f"<table cellpadding=4><tr><th>source<th>status<th>file<th>place in the file</tr>{rows}</table>"
+    head = "<tr style='text-align:left'><th>source<th>status<th>file<th>place in the file</tr>"
+    return f"<table cellpadding=3 style='line-height:1.3'>{head}{rows}</table>"
 
 
 def _png(picture: np.ndarray | None) -> bytes:
@@ -183,9 +188,11 @@ class NegativesPanel:
     def __init__(self, audit: NegativeAudit, cut: float = 0.9, batch: int = 64):
         self.audit, self.batch = audit, batch
         longest = int(audit.distance.max())
-        self.exclude_near = W.IntSlider(audit.suggested(cut), 0, longest, description="exclude_near")
-        self.cut = W.FloatSlider(cut, min=0.3, max=0.99, step=0.01, description="cut")
-        self.said = W.HTML()
+        self.exclude_near = widgets.IntSlider(
+            audit.suggested(cut), 0, longest, description="exclude_near", style={"description_width": "initial"}
+        )
+        self.cut = widgets.FloatSlider(cut, min=0.3, max=0.99, step=0.01, description="cut")
+        self.said = widgets.HTML()
         self.figure = go.FigureWidget(layout={
             "height": 340, "width": 860, "template": "plotly_white", "margin": dict(l=60, r=10, t=40, b=45),
             "title": "Share of negatives that are false, by their distance in time", "yaxis": dict(range=[0, 1.02]),
@@ -196,7 +203,7 @@ class NegativesPanel:
         for slider in (self.exclude_near, self.cut):
             slider.observe(self.repaint, "value")
         self._draw()
-        self.view = W.VBox([W.HBox([self.exclude_near, self.cut]), self.said, self.figure])
+        self.view = widgets.VBox([widgets.HBox([self.exclude_near, self.cut]), self.said, self.figure])
         self.view.add_class("rgb2pc-negatives")
 
     def _ipython_display_(self):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from rgb2pc_lib.encoders.extract import IMAGES
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.pairing import OK, Pairing, Samples
 from rgb2pc_lib.teacher import list_teacher, read_points
-from rgb2pc_lib.workspace import Workspace, natural_key
+from rgb2pc_lib.workspace import CACHE, Workspace, natural_key
+
+DEMONSTRATIONS = CACHE / "demonstrations"  # where faults are made on purpose, away from anyone's data
 
 
 def usable(pairing: Pairing) -> Samples:
@@ -107,31 +111,32 @@ def pixels_under(cloud: Cloud, image: np.ndarray) -> tuple[np.ndarray, np.ndarra
 # -- a fault to be found
 
 
-def shifted_copy(workspace: Workspace, task: str, episode: str, by: int, folder: Path) -> Workspace:
+def shifted_copy(workspace: Workspace, task: str, episode: str, by: int, folder: Path = DEMONSTRATIONS) -> Workspace:
     """A workspace under `folder` in which one episode's teacher is filed `by` steps late, under perfectly good names.
 
     For demonstrations. Other episodes are links to the originals (copies where links are not allowed); the user's files
-    are only read. The first and the last steps repeat, so no step is missing. Raises InputError for an unknown episode.
+    are only read. The first or the last steps repeat, so no step is missing. Raises InputError for an unknown episode.
     """
     steps = list_teacher(workspace.require("teacher").teacher, workspace.teacher_tag).get((task, episode))
     if not steps:
         raise InputError(f"{workspace.teacher}: no episode {task}/{episode} to shift")
-    root = Path(folder) / "teacher"
-    if root.exists():
-        shutil.rmtree(root)
+    key = f"{workspace.teacher.resolve()}|{workspace.teacher_tag}|{task}|{episode}|{by}"
+    root = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:12] / "teacher"
     for path in workspace.teacher.glob("*/*"):
         new = root / path.parent.name / path.name
         new.parent.mkdir(parents=True, exist_ok=True)
-        if (path.parent.name, path.name.removesuffix(".zarr")) != (task, episode):
+        if (path.parent.name, path.name.removesuffix(".zarr")) != (task, episode) and not new.exists():
             _link(path, new)
-    new = root / task / episode
-    new.mkdir()
     names = sorted(steps, key=natural_key)
     for i, name in enumerate(names):
         source = steps[names[min(max(i - by, 0), len(names) - 1)]]
-        points = {k: torch.from_numpy(v) for k, v in vars(read_points(source)).items() if v is not None}
-        torch.save(points, new / f"{name}.ply.ulip_{workspace.teacher_tag or _tag(steps[name].path)}.pt")
-    return Workspace(**{**vars(workspace), "teacher": root, "name": f"{workspace.name}, one episode shifted"})
+        new = root / task / episode / f"{name}.ply.ulip_{workspace.teacher_tag or _tag(steps[name].path)}.pt"
+        if not new.exists() or new.stat().st_mtime < source.path.stat().st_mtime:
+            new.parent.mkdir(exist_ok=True)
+            partial = new.with_name(f".{os.getpid()}.{new.name}.tmp")
+            torch.save({k: torch.from_numpy(v) for k, v in vars(read_points(source)).items() if v is not None}, partial)
+            os.replace(partial, new)
+    return replace(workspace, teacher=root, name=f"{workspace.name}, one episode shifted")
 
 
 def _tag(path: Path) -> str:
@@ -141,5 +146,7 @@ def _tag(path: Path) -> str:
 def _link(path: Path, new: Path) -> None:
     try:
         new.symlink_to(path.resolve(), target_is_directory=path.is_dir())
+    except FileExistsError:  # another notebook was faster
+        pass
     except OSError:
-        shutil.copytree(path, new) if path.is_dir() else shutil.copy2(path, new)
+        shutil.copytree(path, new, dirs_exist_ok=True) if path.is_dir() else shutil.copy2(path, new)

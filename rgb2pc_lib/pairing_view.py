@@ -67,15 +67,17 @@ def shift_figure(*checks: ShiftCheck) -> Figure:
     """Where in time each episode's teacher fits its RGB best, per check, and how many planted faults would be found."""
     n = len(checks[0].episodes)
     figure = Figure(figsize=(4 + 4 * len(checks), 2.4 + min(0.085 * n, 10)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.35)  # room for the names of flagged episodes
+    if any(c.table["flagged"].any() for c in checks):
+        figure.get_layout_engine().set(wspace=0.3)  # room for the names of flagged episodes
     *maps, power = figure.subplots(1, len(checks) + 1, width_ratios=[1] * len(checks) + [0.9])
     for axes, check in zip(maps, checks, strict=True):
         table, fit = check.table, check.searched
-        below = fit - np.nanmax(np.where(np.isnan(fit), -np.inf, fit), 1, keepdims=True)
+        below = np.ma.masked_invalid(fit - np.where(np.isnan(fit), -np.inf, fit).max(1, keepdims=True))
+        lowest = np.quantile(below.compressed(), 0.05) if below.count() else -1
         edge = check.reach + 0.5
         image = axes.imshow(below, "cividis", aspect="auto", extent=(-edge, edge, len(fit) - 0.5, -0.5),
-                            vmin=np.nanquantile(below, 0.05), vmax=0, interpolation="nearest")  # fmt: skip
-        label = f"fit below the episode's best, {check.unit}"
+                            vmin=lowest, vmax=0, interpolation="nearest")  # fmt: skip
+        label = f"below the episode's best\n({check.unit})"
         figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, label=label)
         wrong = table["flagged"].to_numpy()
         judged = (table["verdict"] != "cannot tell").to_numpy() & ~wrong
@@ -89,7 +91,8 @@ def shift_figure(*checks: ShiftCheck) -> Figure:
             name.set_in_layout(False)
         unsure = int((table["verdict"] == "cannot tell").sum())
         found = f"{wrong.sum()} of {len(fit)} episodes flagged" + f", {unsure} not judged" * bool(unsure)
-        title = f"Best shift by {check.name}\n{found}\nall together: best at {check.common_shift:+d}"
+        together = "too short to judge" if check.common_shift is None else f"best at {check.common_shift or 0}"
+        title = f"Best shift by {check.name}\n{found}\nall together: {together}"
         axes.set(title=title, xlabel="shift of the teacher, steps")
         axes.set_xticks(check.shifts)
         _task_rows(axes, check.episodes)
@@ -119,7 +122,7 @@ def before_after_figure(cases: dict[str, tuple], task: str, episode: str, step: 
     """
     checks = len(next(iter(cases.values()))[2])
     figure = Figure(figsize=(3.4 + 3.6 * checks, 3.5 * len(cases)), layout="constrained")
-    grid = figure.subplots(len(cases), 1 + checks, squeeze=False)
+    grid = figure.subplots(len(cases), 1 + checks, squeeze=False, sharey="col")
     for (label, (workspace, pairing, found)), row in zip(cases.items(), grid, strict=True):
         seen = look(workspace, pairing, {}, task, episode, step)
         if seen.drawn_over is not None:

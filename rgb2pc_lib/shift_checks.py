@@ -27,7 +27,6 @@ BLOCK = 1024  # steps that are fitted together
 DIRECTIONS = 64  # of the teacher's space, strongest first, that RGB is asked to foretell
 RIDGE = 0.3  # strength of the ridge regression; the kernel's mean diagonal is 1
 LEAST_GAIN = 0.02  # correlation by which another shift must fit better
-LEAST_FIT = 0.12  # correlation that an episode must reach at its best; with shuffled teachers none of 64 episodes did
 ROUNDS = 3  # fits: all episodes, then without those that were flagged
 
 
@@ -45,7 +44,7 @@ class ShiftCheck:
     episodes: list[tuple[str, str]]
     curves: np.ndarray  # [episodes, 4 S + 1], NaN where too few steps overlap
     least_gain: float  # an episode is flagged when another shift fits better than its own by more than this
-    least_fit: float  # an episode whose best fit is below this is not judged
+    chance: np.ndarray  # [episodes] an episode whose best fit is below this is not judged
     common: np.ndarray  # [2 S + 1] fit of all episodes together, by a measure that learns nothing
 
     @property
@@ -67,16 +66,19 @@ class ShiftCheck:
         best, shift, flagged = self._search(0)
         fit = self.searched[:, self.reach]
         verdict = [
-            f"shifted by {s:+d}" if wrong else "ok" if b >= self.least_fit else "cannot tell"  # also where it is NaN
-            for b, s, wrong in zip(best, shift, flagged, strict=True)
+            f"shifted by {s:+d}" if wrong else "ok" if b >= chance else "cannot tell"  # also where it is NaN
+            for b, s, wrong, chance in zip(best, shift, flagged, self.chance, strict=True)
         ]
         rows = pd.DataFrame(self.episodes, columns=["task", "episode"])
         return rows.assign(**{"fit as filed": fit, "best fit": best}, shift=shift, flagged=flagged, verdict=verdict)
 
     @property
-    def common_shift(self) -> int:
-        """The shift at which all episodes together fit best: not 0 when the whole data set is shifted."""
-        return int(self.shifts[np.nanargmax(self.common)])
+    def common_shift(self) -> int | None:
+        """The shift at which all episodes together fit best: not 0 when the whole data set is shifted.
+
+        None where every episode is too short.
+        """
+        return None if np.isnan(self.common).all() else int(self.shifts[np.nanargmax(self.common)])
 
     def verdict(self, task: str, episode: str) -> tuple[str, bool]:
         """What is said of one episode, and whether that is an alarm.
@@ -108,8 +110,41 @@ class ShiftCheck:
         filled = np.where(np.isnan(seen), -np.inf, seen)
         at = filled.argmax(1)
         best = np.where(np.isnan(seen[:, self.reach]), np.nan, filled.max(1))
-        flagged = (best - seen[:, self.reach] > self.least_gain) & (best >= self.least_fit)
+        flagged = (best - seen[:, self.reach] > self.least_gain) & (best >= self.chance)
         return best, at - self.reach, flagged
+
+
+def summary(checks: list[ShiftCheck]) -> pd.DataFrame:
+    """The verdicts in short, one row per check: counts of episodes, the shift of all, and `power` in two numbers.
+
+    Columns: episodes, flagged, "cannot tell", "all together at", "found, 1 step", "found, 2 steps or more".
+    """
+    rows = {}
+    for check in checks:
+        verdict, power = check.table["verdict"], check.power()["flagged"]
+        rows[check.name] = {
+            "episodes": len(verdict),
+            "flagged": int(check.table["flagged"].sum()),
+            "cannot tell": int((verdict == "cannot tell").sum()),
+            "all together at": check.common_shift,
+            "found, 1 step": power[1],
+            "found, 2 steps or more": power[2:].mean(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def shift_checks(workspace: Workspace, pairing: Pairing, **options) -> list[ShiftCheck]:
+    """Both checks, or `feature_check` alone where there are no images, or no clouds with colours and uv.
+
+    >>> [check.name for check in shift_checks(workspace, pair(workspace))]  # doctest: +SKIP
+    ['features', 'colours']
+    """
+    checks = [feature_check(pairing, **options)]
+    key = checks[0].episodes[0]
+    found = [step_cloud(workspace, pairing, *key, s) for s in pairing.teacher[key]]
+    if workspace.rgb and any(c and c[0].rgb is not None and c[0].uv is not None for c in found):
+        checks.append(colour_check(workspace, pairing, **options))
+    return checks
 
 
 def feature_check(pairing: Pairing, reach: int = 4, steps: int = 24, progress: bool = True) -> ShiftCheck:
@@ -118,7 +153,8 @@ def feature_check(pairing: Pairing, reach: int = 4, steps: int = 24, progress: b
     A ridge regression from the experts' tokens (mean over 4 x 4 regions) to the teacher's embedding foretells every
     episode from the *other* ones. The fit at shift s is the correlation, within the episode, of the foretold embedding
     of step t with the teacher's of step t + s. A shift that all episodes share would be learned, not seen; `common`
-    tells it by comparing distances between steps, in RGB and in the teacher, without learning anything.
+    tells it by comparing distances between steps, in RGB and in the teacher, without learning anything. An episode
+    whose best fit is no better than what a random order of its steps could give is not judged.
 
     Args:
         reach: shifts of up to so many steps are searched.
@@ -132,7 +168,7 @@ def feature_check(pairing: Pairing, reach: int = 4, steps: int = 24, progress: b
         raise InputError(f"{len(episodes)} usable episode(s): at least two are needed to foretell one from others")
     gatherer = Gatherer(samples)
     teacher = gatherer.teacher_embeddings(samples.teacher_rows)  # [n, E]
-    curves, likeness = {}, {}
+    curves, chance, likeness = {}, {}, {}
     with tqdm(total=len(episodes), desc="feature check", unit="episode", disable=not progress) as bar:
         for b in range(blocks):  # episodes of a task stand together: dealt out in turn, every block has every task
             keys = list(episodes)[b::blocks]
@@ -143,18 +179,19 @@ def feature_check(pairing: Pairing, reach: int = 4, steps: int = 24, progress: b
             partners = [_partners(place[i], place[episodes[key]], episodes[key], 2 * reach)
                         for i, key in zip(looked_at, keys, strict=True)]  # fmt: skip
             found = _fit_curves(kernel, teacher, np.concatenate(looked_at), groups, partners, reach)
-            curves |= dict(zip(keys, found, strict=True))
+            curves |= dict(zip(keys, found[0], strict=True))
+            chance |= dict(zip(keys, found[1], strict=True))
             for key, rows, pairs in zip(keys, groups, partners, strict=True):
                 near = kernel[np.ix_(rows, rows)]
                 likeness[key] = [_same_distances(near, a, teacher[t]) for a, t in pairs[reach : 3 * reach + 1]]
             bar.update(len(keys))
-    found = np.array([curves[key] for key in episodes])
-    return ShiftCheck("features", "correlation", list(episodes), found, LEAST_GAIN, LEAST_FIT,
-                      _mean(likeness.values()))  # fmt: skip
+    found, level = (np.array([values[key] for key in episodes]) for values in (curves, chance))
+    common = _mean(likeness.values())
+    return ShiftCheck("features", "correlation", list(episodes), found, LEAST_GAIN, level, common)
 
 
-def _fit_curves(kernel, teacher, index, groups, partners, reach) -> list[list[float]]:
-    """Each episode's fit at every shift. The regression is redone without the episodes that turn out shifted."""
+def _fit_curves(kernel, teacher, index, groups, partners, reach) -> tuple[list[list[float]], list[float]]:
+    """Each episode's fit at every shift, and by chance. The regression is redone without episodes that look shifted."""
     to_target = _whitening(teacher[index])
     target, trusted = to_target(teacher[index]), np.ones(len(groups), bool)
     for _ in range(ROUNDS):
@@ -166,10 +203,12 @@ def _fit_curves(kernel, teacher, index, groups, partners, reach) -> list[list[fl
         if (fine == trusted).all() or fine.mean() < 0.5:
             break
         trusted = fine
-    return curves
+    return curves, [_by_chance(foretold[rows], target[rows]) for rows in groups]
 
 
-def colour_check(workspace: Workspace, pairing: Pairing, reach: int = 4, steps: int = 24, progress=True) -> ShiftCheck:
+def colour_check(
+    workspace: Workspace, pairing: Pairing, reach: int = 4, steps: int = 24, progress: bool = True
+) -> ShiftCheck:
     """Where in time do each episode's points have the colours of the pixels they were seen at (through uv)?
 
     The fit is minus the mean difference of colours, in grey levels (0..255); pixels of a moved arm or object differ.
@@ -193,7 +232,8 @@ def colour_check(workspace: Workspace, pairing: Pairing, reach: int = 4, steps: 
     if np.isnan(found[:, 2 * reach]).all():
         raise InputError("no episode has images and clouds with colours and uv; feature_check needs neither")
     common = _mean(found[:, reach : 3 * reach + 1])
-    return ShiftCheck("colours", "minus the difference in grey levels", list(curves), found, 1.0, -np.inf, common)
+    return ShiftCheck("colours", "minus the difference in grey levels", list(curves), found, 1.0,
+                      np.full(len(found), -np.inf), common)  # fmt: skip
 
 
 def _kernel(gatherer: Gatherer, index: np.ndarray, regions: int = 4, per_region: int = 4) -> np.ndarray:
@@ -267,6 +307,15 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
         return np.nan
     x, y = x - x.mean(0), y - y.mean(0)
     return float((x * y).sum() / max(np.sqrt((x**2).sum() * (y**2).sum()), 1e-12))
+
+
+def _by_chance(x: np.ndarray, y: np.ndarray, draws: int = 2000, seed: int = 0) -> float:
+    """The correlation that one in 1000 random orders of the steps exceeds."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    rng = np.random.default_rng(seed)
+    orders = rng.permuted(np.tile(np.arange(len(x)), (draws, 1)), axis=1)
+    products = (x @ y.T)[np.arange(len(x)), orders].sum(1)
+    return float(np.quantile(products, 0.999) / max(np.sqrt((x**2).sum() * (y**2).sum()), 1e-12))
 
 
 def _same_distances(kernel: np.ndarray, a: np.ndarray, teacher: np.ndarray) -> float:

@@ -1,0 +1,60 @@
+"""Notebook 01 as a person uses it: choose an episode, move through its steps, see the fault, weigh the negatives."""
+
+_PLOT = "() => document.querySelector('.rgb2pc-pairing .js-plotly-plot').data[0]"
+_CLOUD = f"() => Array.from(({_PLOT})().x).slice(0, 50)"
+_BARS = "() => document.querySelector('.rgb2pc-negatives .js-plotly-plot').data[0].marker.color.join()"
+
+
+def choose(nb, description, option):
+    nb.page.locator(".rgb2pc-pairing .widget-dropdown", has_text=description).locator("select").select_option(option)
+
+
+def slide(nb, panel, description, keys):
+    nb.page.locator(f"{panel} .widget-slider", has_text=description).locator(".noUi-handle").focus()
+    for key in keys:
+        nb.page.keyboard.press(key)
+
+
+def pictures(nb):
+    return nb.page.evaluate("() => [...document.querySelectorAll('.rgb2pc-pairing img')].map(i => i.src)")
+
+
+def test_pairing_browser(nb):
+    nb.open("01_pairing_checks.ipynb")
+    nb.run_all()
+    nb.page.locator(".rgb2pc-pairing").scroll_into_view_if_needed()
+    wrong = nb.kernel("print(task, episode)").split()
+    experts = nb.kernel("print(*pairing.experts)").split()
+    assert len(pictures(nb)) == 2 + len(experts)
+    assert "by features: ok" in nb.text(".rgb2pc-pairing p")  # the first episode is as it should be
+
+    choose(nb, "task", wrong[0])
+    choose(nb, "episode", wrong[1])
+    nb.until(lambda: "shifted by +3" in nb.text(".rgb2pc-pairing p"))  # the episode that was shifted on purpose
+    before, cloud = pictures(nb), nb.page.evaluate(_CLOUD)
+    slide(nb, ".rgb2pc-pairing", "step", ["ArrowRight"] * 8)
+    nb.until(lambda: nb.text(".rgb2pc-step") == "step_0008")
+    nb.until(lambda: all(a != b for a, b in zip(before, pictures(nb), strict=True)))
+    nb.until(lambda: nb.page.evaluate(_CLOUD) != cloud)
+    here = "/".join([*wrong, "step_0008."])
+    nb.until(lambda: nb.text(".rgb2pc-pairing table").count(here) == 3)  # RGB, points, teacher
+    assert nb.kernel("print(*browser.chosen)").split() == [*wrong, "step_0008"]
+    nb.page.wait_for_timeout(1000)  # the cloud is painted
+    nb.shot("pairing_browser", ".rgb2pc-pairing")
+
+    choose(nb, "episode", "episode_0000")  # the step stays
+    nb.until(lambda: "by features: ok" in nb.text(".rgb2pc-pairing p") and nb.text(".rgb2pc-step") == "step_0008")
+
+
+def test_negatives_panel(nb):
+    nb.open("01_pairing_checks.ipynb")
+    for cell in ("import show", "WORKSPACE =", "pair(workspace", "usable(pairing)", "NegativesPanel("):
+        nb.run_cell(cell)
+    nb.page.locator(".rgb2pc-negatives").scroll_into_view_if_needed()
+    slide(nb, ".rgb2pc-negatives", "exclude_near", ["Home", "ArrowRight", "ArrowRight"])
+    nb.until(lambda: "exclude_near = 2: a step meets" in nb.text(".rgb2pc-said"))
+    nb.until(lambda: nb.page.evaluate(_BARS).split(",").count("#cccccc") == 2)
+    slide(nb, ".rgb2pc-negatives", "cut", ["Home"])
+    said = nb.kernel("print(f'{audit.per_anchor(0.3, 2, BATCH):.2f} false negatives')").strip()
+    nb.until(lambda: said in nb.text(".rgb2pc-said"))
+    nb.shot("negatives", ".rgb2pc-negatives")
