@@ -29,7 +29,8 @@ def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[p
     samples = every_step(pairing)
     device = pick_device(device)
     gatherer = Gatherer(samples, run.config.frame_copy, device=device)
-    embeddings, _ = embed_samples(student.to(device), gatherer, np.arange(len(samples)), embedding_lattice(pairing.finest_grid))
+    places = embedding_lattice(pairing.finest_grid)
+    embeddings, _ = embed_samples(student.to(device), gatherer, np.arange(len(samples)), places)
     return samples.keys(), embeddings
 
 

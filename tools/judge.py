@@ -18,7 +18,7 @@ from tqdm import tqdm
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.evaluate import gap_closed, judge, judged_config, line_up, mean_table, train_line_up
 from rgb2pc_lib.plots import judgement_figure, save_figure
-from rgb2pc_lib.workspace import FAST, RUNS, SAMPLE, Workspace
+from rgb2pc_lib.workspace import RUNS, SAMPLE, Workspace
 
 
 def main(argv: list[str] | None = None) -> int:
