@@ -36,7 +36,8 @@ SLIDERS = {
     "loss_mse": ("MSE weight", (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)),
     "expert_drop": ("expert drop", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
 }
-POINTS = 200  # of each curve, at most, that travel to the browser
+POINTS = 150  # of each curve, at most, that travel to the browser
+CHECKS = 20  # of held-out retrieval during a run (none but the last where the base has no eval_every)
 _HELP = {f.name: f.metadata["help"] for f in dataclasses.fields(Config)}
 _REFRESH = 0.25  # seconds
 
@@ -99,7 +100,8 @@ class TrainingPanel:
     def config(self) -> Config:
         """The settings as they stand, with the folder that belongs to them."""
         config = dataclasses.replace(self.base, save_dir="", **{k: w.value for k, w in self.controls.items()})
-        config = dataclasses.replace(config, log_every=-(-config.steps // POINTS))
+        checks = -(-config.steps // CHECKS) if self.base.eval_every else 0
+        config = dataclasses.replace(config, log_every=-(-config.steps // POINTS), eval_every=checks)
         digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:6]
         name = f"{config.fusion}-seed{config.seed}-{digest}"
         return dataclasses.replace(config, save_dir=portable(self.folder / name))
@@ -187,7 +189,7 @@ class TrainingPanel:
     # -- how it looks
 
     def _build(self) -> None:
-        wide = {"style": {"description_width": "105px"}, "layout": widgets.Layout(width="330px")}
+        wide = {"style": {"description_width": "105px"}, "layout": widgets.Layout(width="97%")}
         fusion = widgets.Dropdown(options=FUSIONS, value=self.base.fusion, description="fusion", **wide)
         self.controls: dict[str, widgets.Widget] = {"fusion": fusion}
         for name, (text, stops) in SLIDERS.items():
@@ -202,13 +204,13 @@ class TrainingPanel:
         self.buttons = {
             name: widgets.Button(
                 description="Clear curves" if name == "clear" else name.capitalize(), button_style=style, icon=icon,
-                disabled=name in ("stop", "resume"), layout=widgets.Layout(width="115px"),
+                disabled=name in ("stop", "resume"), layout=widgets.Layout(width="125px"),
             )
             for name, (style, icon) in look.items()
         }  # fmt: skip
         for name, button in self.buttons.items():
             button.on_click(self._clicked(getattr(self, f"_{name}")))
-        self.bar = widgets.IntProgress(min=0, max=self.base.steps, layout=widgets.Layout(width="330px"))
+        self.bar = widgets.IntProgress(min=0, max=self.base.steps, layout=widgets.Layout(flex="1 1 auto"))
         self.status = widgets.HTML(layout=widgets.Layout(flex="1 1 auto", min_height="24px"))
         self.status.add_class("rgb2pc-status")
         self.commandline = widgets.HTML()
@@ -218,24 +220,28 @@ class TrainingPanel:
         columns = [controls[:4], controls[4:7], controls[7:]]  # data and model, then what shapes the loss
         doing = widgets.HBox([*self.buttons.values(), self.bar], layout=widgets.Layout(margin="6px 0 0 0"))
         self.view = widgets.VBox(
-            [widgets.HBox([widgets.VBox(c) for c in columns]), doing, self.status, self.figure, self.commandline]
+            [
+                widgets.HBox([widgets.VBox(c, layout=widgets.Layout(flex="1 1 0")) for c in columns]),
+                doing, self.status, self.figure, self.commandline,
+            ]
         )
         self.view.add_class("rgb2pc-panel")
         self._say("ready", "Choose settings and press Start.")
         self._show_command()
 
     def _empty_figure(self) -> go.FigureWidget:
-        titles = ("Training loss", "Held-out retrieval (R@1)", "Mean gates")
+        titles = ("Training loss", "Held-out retrieval", "Mean gates")
         figure = go.FigureWidget(make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07))
+        figure._config = {"responsive": True, "displaylogo": False}  # FigureWidget has no public way to say so
         figure.update_layout(
-            height=400, margin={"l": 55, "r": 15, "t": 40, "b": 95}, template="plotly_white", hovermode="x unified",
-            legend={"orientation": "h", "x": 0, "y": -0.2, "xanchor": "left", "yanchor": "top"},
-            legend2={"orientation": "h", "x": 1, "y": -0.2, "xanchor": "right", "yanchor": "top"},
+            autosize=True, height=430, margin={"l": 55, "r": 15, "t": 55, "b": 110}, template="plotly_white",
+            legend={"orientation": "h", "x": 0, "y": -0.26, "xanchor": "left", "yanchor": "top"},
+            legend2={"orientation": "h", "x": 1, "y": -0.18, "xanchor": "right", "yanchor": "top"},
         )  # fmt: skip
         figure.update_xaxes(title_text="training step", title_standoff=6, rangemode="tozero", linecolor="#999999")
         figure.update_yaxes(title_text="loss", title_standoff=6, col=1)
-        figure.update_yaxes(rangemode="tozero", col=2)
-        figure.update_yaxes(range=[0, 1], col=3)
+        figure.update_yaxes(title_text="R@1", title_standoff=6, rangemode="tozero", col=2)
+        figure.update_yaxes(title_text="gate", title_standoff=6, range=[0, 1], col=3)
         experts = sorted(self.base.vis_roots)
         self._gates = {}
         for name in experts:
@@ -277,14 +283,15 @@ class TrainingPanel:
                     trace.x, trace.y = drawn[curve]
             for name, trace in self._gates.items():
                 trace.x, trace.y = drawn.get(f"gate/{name}", ([], []))
-            title = self._traces[now.config.save_dir, "loss"].name
-            self.figure.layout.annotations[2].text = f"Mean gates: {html.escape(title)}"
+            name = html.escape(self._traces[now.config.save_dir, "loss"].name)
+            self.figure.layout.annotations[2].text = f"Mean gates<br><span style='font-size:12px'>{name}</span>"
 
     def _show_command(self) -> None:
+        look = "background:#f5f5f5; padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "
+        look += "white-space:pre-wrap; word-break:normal; overflow-wrap:anywhere"
         self.commandline.value = (
             "<div style='line-height:1.4'>The same run from a terminal in the project's folder:</div>"
-            "<pre style='white-space:pre-wrap; background:#f5f5f5; padding:6px 8px; margin:2px 0; line-height:1.35; "
-            f"font-size:12px'>{html.escape(self.command())}</pre>"
+            f"<pre style='{look}'>{html.escape(self.command())}</pre>"
         )
 
 
