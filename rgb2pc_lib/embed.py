@@ -10,7 +10,7 @@ import torch
 
 from rgb2pc_lib.encoders.images import load_encoder
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.pairing import OK, Pairing, Samples, pair
+from rgb2pc_lib.pairing import OK, Pairing, Samples, pair, refuse_broken
 from rgb2pc_lib.runs import Run
 from rgb2pc_lib.sampling import Gatherer, embedding_lattice
 from rgb2pc_lib.train import embed_samples, pick_device
@@ -36,6 +36,7 @@ def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[p
 
 def every_step(pairing: Pairing) -> Samples:
     """All steps that every expert has, whether or not the teacher has them."""
+    refuse_broken(pairing)
     has = (pairing.table[pairing.experts] == OK).all(axis=1).to_numpy()
     if not has.any():
         raise InputError(f"no step is in the packs of all of {', '.join(pairing.experts)}")

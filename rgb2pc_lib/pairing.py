@@ -173,10 +173,7 @@ def select(
     Raises InputError for an unreadable pack, for "error" with something missing, or when nothing is left.
     """
     table, sources = pairing.table, [*pairing.experts, "teacher"]
-    status = table[sources]
-    known = status.isin([OK, NO_EPISODE, NO_STEP])
-    if not known.all(axis=None):
-        raise InputError(next(v for v, k in zip(status.to_numpy().flat, known.to_numpy().flat, strict=True) if not k))
+    refuse_broken(pairing)
     rng = np.random.default_rng([seed, 3])
     has = {s: (table[s] == OK).to_numpy() for s in sources}
     episodes = [np.asarray(rows) for rows in table.groupby(["task", "episode"], sort=False).indices.values()]
@@ -197,6 +194,14 @@ def select(
         raise InputError("no usable sample: " + _missing_message(pairing, members, lacking))
     everything = Samples(pairing, members, {s: seen[s] for s in pairing.experts}, seen["teacher"])
     return everything.take(np.flatnonzero(usable))
+
+
+def refuse_broken(pairing: Pairing) -> None:
+    """Raise InputError with the first reason in the table that is a fault of a file, not just something missing."""
+    status = pairing.table[[*pairing.experts, "teacher"]].stack()
+    broken = status[~status.isin([OK, NO_EPISODE, NO_STEP])]
+    if len(broken):
+        raise InputError(broken.iloc[0])
 
 
 def split(keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -229,10 +234,11 @@ def _draw(names: list, share: float, rng) -> list:
 
 
 def _windows(episodes: list[np.ndarray], size: int) -> np.ndarray:
-    """Rows of consecutive steps, `[n, size]`, half overlapping; an episode shorter than a window gives one."""
+    """Rows of consecutive steps, `[n, size]`, half overlapping and every step in one; a short episode gives one."""
     rows = []
     for episode in episodes:
-        starts = range(0, max(len(episode) - size, 0) + 1, max(size // 2, 1))
+        last = max(len(episode) - size, 0)
+        starts = [*range(0, last, max(size // 2, 1)), last]
         rows += [np.pad(w := episode[s : s + size], (0, size - len(w)), constant_values=-1) for s in starts]
     return np.array(rows, int).reshape(-1, size)
 

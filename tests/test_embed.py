@@ -58,3 +58,13 @@ def test_rgb_straight_to_embedding_equals_the_way_through_packs(tmp_path):
     images = torch.from_numpy(np.stack([read_image(f) for f in frames[:4]]))
     direct = RGBEmbedder.open(tmp_path)(images)
     np.testing.assert_allclose(direct, stored["student"][chosen][:4], atol=0.02 * np.abs(stored["student"]).max())
+
+
+def test_an_unreadable_pack_is_refused_not_skipped(left, tmp_path):
+    config = dataclasses.replace(SMALL, save_dir=str(tmp_path / "run")).with_workspace(left)
+    list(train(config))
+    other = tiny.make(tmp_path / "new", tasks=("push",), episodes=2, steps=6)
+    broken = other.experts["left"] / "push" / "ep_1.pt"
+    broken.write_bytes(broken.read_bytes()[:500])
+    with pytest.raises(InputError, match="ep_1.pt"):
+        embed_packs(Run.open(tmp_path / "run"), other)

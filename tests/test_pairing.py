@@ -270,7 +270,7 @@ def test_windows_pool_those_present(gaps):
     in_ep_2 = (table["episode"][samples.members[:, 0]] == "ep_2").to_numpy()
     assert (samples.teacher_rows[in_ep_2] < 0).any() and (samples.expert_rows["left"] >= 0)[in_ep_2].all()
     assert len(select(pairing, fallback="random", unit="window", window=4)) == len(samples)
-    with pytest.raises(InputError, match=r"left lacks 5 of 40 .*; teacher lacks 5 of 40"):
+    with pytest.raises(InputError, match=r"left lacks 5 of 41 .*; teacher lacks 5 of 41"):
         select(pairing, fallback="error", unit="window", window=4)
 
 
@@ -359,3 +359,9 @@ def test_split_of_too_little():
         split(keys_of("a", 4), "task")
     train, held_out = split(pd.concat([keys_of("a", 4), keys_of("b", 1)], ignore_index=True))
     assert len(train) and len(held_out), "a task with one episode is trained on"
+
+
+def test_every_step_is_in_a_window(tmp_path):
+    pairing = pair(tiny.make(tmp_path, tasks=("push",), episodes=1, steps=11))
+    members = select(pairing, unit="window", window=4).members
+    assert members[:, 0].tolist() == [0, 2, 4, 6, 7] and members[-1].tolist() == [7, 8, 9, 10]

@@ -1,0 +1,43 @@
+"""The main job on the bundled sample: real frames, real experts, held-out episodes."""
+
+import numpy as np
+import pytest
+
+from rgb2pc_lib.evaluate import LOWER_IS_BETTER, SHUFFLED, judge, judged_config, line_up, mean_table, train_line_up
+from rgb2pc_lib.train import Data
+from rgb2pc_lib.workspace import CACHE, SAMPLE, Workspace
+
+pytestmark = pytest.mark.skipif(
+    not (CACHE / "sample" / "teacher").is_dir(), reason="the sample's features are not extracted: make features"
+)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return judged_config(Workspace.load(SAMPLE))
+
+
+def test_strict_pairing_is_strict_on_the_sample(config):
+    samples = Data.open(config).samples
+    assert len(samples) == 1024
+    np.testing.assert_array_equal(samples.teacher_rows, samples.members)
+    for rows in samples.expert_rows.values():
+        np.testing.assert_array_equal(rows, samples.members)
+    table = samples.pairing.table
+    for i in (0, 500, 1023):  # and the names in the files are those of the table
+        row = table.loc[samples.members[i, 0]]
+        assert samples.pairing.teacher[row.task, row.episode][row.step].path.name.startswith(f"{row.step}.ply")
+
+
+def test_fusion_beats_every_expert_and_the_control(config, tmp_path):
+    rows = line_up(config, 1, tmp_path)
+    for _ in train_line_up(rows):
+        pass
+    table = mean_table(judge(config, rows))
+    singles = [m for m in table.index if m.endswith(" only")]
+    for fusion in ("weighted", "moe"):
+        assert table.loc[fusion, "R@5"] > table.loc[singles, "R@5"].max()
+        assert table.loc[fusion, "R@10"] > table.loc[singles, "R@10"].max()
+        for measure in table.columns[table.loc[[fusion, SHUFFLED]].notna().all()]:
+            ours, control = table.loc[fusion, measure], table.loc[SHUFFLED, measure]
+            assert (ours < control) if measure in LOWER_IS_BETTER else (ours > control), measure
