@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
+import tempfile
 import threading
 import weakref
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there only the sessions of one kernel know of each other
+    fcntl = None
 
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.evaluate import trained
@@ -145,13 +152,21 @@ _claims, _claimed = threading.Lock(), set()
 
 @contextmanager
 def _claim(folder: Path):
-    """A run's folder has one writer at a time."""
+    """A run's folder has one writer at a time, over all panels and kernels of this machine."""
+    taken = f"{folder}: is being trained by another panel or notebook; stop that one, or change a setting here"
     with _claims:
         if folder in _claimed:
-            raise InputError(f"{folder}: is being trained by another panel; stop that one, or change a setting here")
+            raise InputError(taken)
         _claimed.add(folder)
     try:
-        yield
+        name = f"rgb2pc-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
+        with open(Path(tempfile.gettempdir()) / name, "w") as lock:
+            try:
+                if fcntl:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
+            except BlockingIOError:
+                raise InputError(taken) from None
+            yield
     finally:
         with _claims:
             _claimed.discard(folder)

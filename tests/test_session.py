@@ -1,6 +1,8 @@
 """Trainings in the background: the same numbers as in the foreground, whatever happens around them."""
 
 import dataclasses
+import subprocess
+import sys
 import threading
 import time
 
@@ -178,10 +180,7 @@ def test_stop_before_the_first_step_and_without_a_training(left, tmp_path):
     assert session.snapshot().state in AT_REST
 
 
-def test_a_process_that_ends_leaves_a_checkpoint(left, tmp_path):
-    import subprocess
-    import sys
-
+def test_another_process_keeps_off_and_leaves_a_checkpoint_when_it_ends(left, tmp_path):
     made = config(left, tmp_path / "run", steps=100_000, save_every=100_000)
     (tmp_path / "config.json").write_text(made.to_json())
     code = f"""
@@ -191,7 +190,18 @@ from rgb2pc_lib.session import Session
 session = Session()
 session.start(Config.from_json(pathlib.Path({str(tmp_path / "config.json")!r}).read_text()))
 while session.snapshot().step < 5: time.sleep(0.01)
+print("running", flush=True)
+input()
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert out.returncode == 0, out.stderr
-    assert Run(made.folder).state()["step"] >= 5
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "running\n"
+    session = Session()
+    session.start(made)
+    assert "being trained by another panel or notebook" in session.wait().error
+    other.communicate("\n", timeout=60)
+    assert other.returncode == 0
+    at = Run(made.folder).state()["step"]
+    assert at >= 5
+    session.start(made)
+    assert until(session, lambda now: now.step > at).note == f"continued from step {at}"
+    session.stop()

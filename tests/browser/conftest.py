@@ -8,7 +8,8 @@
         nb.until(lambda: "finished" in nb.text(".rgb2pc-status"))
         nb.shot("running", ".rgb2pc-panel")  # a PNG in $RGB2PC_SHOTS or a temporary folder
 
-Notebooks run with RGB2PC_FAST=1, and keep their runs in a temporary folder that all tests of a session share.
+Notebooks run with RGB2PC_FAST=1, and keep their runs in a temporary folder that all tests of a session share. For
+pictures of the real profile, with the project's own runs: RGB2PC_FAST=0 RGB2PC_SHOTS=figures.
 """
 
 import os
@@ -51,10 +52,13 @@ def lab(tmp_path_factory):
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(body)
-    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTERLAB_SETTINGS_DIR": "settings", "RGB2PC_RUNS": "runs",
-               "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "JUPYTER_RUNTIME_DIR": "runtime"}  # fmt: skip
+    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTER_RUNTIME_DIR": "runtime",
+               "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}  # fmt: skip
+    fast = os.environ.get("RGB2PC_FAST", "1")
+    if fast == "1":
+        folders["RGB2PC_RUNS"] = "runs"
     environment = os.environ | {k: str(home / v) for k, v in folders.items()}
-    environment |= {"RGB2PC_FAST": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"RGB2PC_FAST": fast, "OMP_NUM_THREADS": "1"}
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -128,6 +132,10 @@ class Notebook:
     def kernel(self, code: str) -> str:
         """What this code prints in the notebook's kernel, errors included; the history stays as it is."""
         return self.page.evaluate(_EXECUTE, code)
+
+    def restart(self) -> None:
+        """Restart the kernel, as the menu does."""
+        self.page.evaluate("async () => { await window.__nb.sessionContext.session.kernel.restart() }")
 
     def text(self, selector: str) -> str:
         """The visible text of the first element that matches."""

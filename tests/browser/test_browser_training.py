@@ -89,6 +89,18 @@ def test_mistakes_and_running_the_cell_again(nb):
     assert nb.kernel(_THREADS).strip() == "0"
     nb.until(lambda: "Choose settings" in status(nb))
 
+    # a kernel that is restarted leaves a checkpoint
+    nb.kernel("panel.set('steps', 5000); panel.set('seed', 5); panel.buttons['start'].click()")
+    step = "print(panel.session.snapshot().step)"
+    nb.until(lambda: int(nb.kernel(step)) > 3)
+    nb.restart()
+    for cell in ("import dataclasses", "WORKSPACE =", "Data.open", "TrainingPanel("):
+        nb.run_cell(cell)
+    nb.kernel("panel.set('steps', 5000); panel.set('seed', 5); panel.buttons['start'].click()")
+    nb.until(lambda: "continued from step" in status(nb))
+    nb.kernel("panel.close()")
+    nb.run_cell("TrainingPanel(")
+
     # two panels at once: another cell's panel does not close this one
     nb.kernel("other = TrainingPanel(config, OUT / 'panel', 'elsewhere')")
     nb.kernel("panel.set('steps', 5000); panel.buttons['start'].click()")
