@@ -20,7 +20,7 @@ from rgb2pc_lib.encoders.points import (
     load_clouds,
     load_point_encoder,
     read_cloud,
-    rotations,
+    rotation,
     save_point_encoder,
     two_views,
 )
@@ -115,27 +115,24 @@ def test_the_seed_decides_every_weight(learned):
     assert fingerprint(other) != fingerprint(same)
 
 
-def test_views_are_disjoint_and_an_episode_moves_as_one():
-    points, episode, _ = clouds(episodes=2, steps=4)
+def test_views_are_disjoint_and_the_batch_moves_as_one():
+    points, _, _ = clouds(episodes=2, steps=4)
     points[..., 3:] = torch.arange(96)[:, None] / 96  # the colour tells which point it is
     still = ContrastiveConfig(points=32, jitter=0, tilt=0, shift=0, colour=0, grey=0)
     moved = ContrastiveConfig(points=32, jitter=0, tilt=10, shift=0.05, colour=0, grey=0)
-    a, b = (two_views(points, episode, c, torch.Generator().manual_seed(3)) for c in (still, moved))
+    a, b = (two_views(points, c, torch.Generator().manual_seed(3)) for c in (still, moved))
     first, second = a[..., 3].chunk(2)
     assert not any(set(x.tolist()) & set(y.tolist()) for x, y in zip(first, second, strict=True))
-    for e in (0, 1):  # one rigid motion explains all steps and both views of an episode
-        mine = episode.repeat(2) == e
-        x, y = a[mine, :, :3].flatten(0, 1).double(), b[mine, :, :3].flatten(0, 1).double()
-        u, _, v = torch.linalg.svd((x - x.mean(0)).T @ (y - y.mean(0)))
-        turn = (u @ v).T
-        torch.testing.assert_close((x - x.mean(0)) @ turn.T, y - y.mean(0), atol=1e-5, rtol=0)
-        assert 0.001 < (y - x).norm(dim=1).mean() < 0.3
-    grey = two_views(points, episode, ContrastiveConfig(points=32, grey=1), torch.Generator())
+    x, y = a[..., :3].flatten(0, 1).double(), b[..., :3].flatten(0, 1).double()
+    u, _, v = torch.linalg.svd((x - x.mean(0)).T @ (y - y.mean(0)))  # one rigid motion explains every point
+    torch.testing.assert_close((x - x.mean(0)) @ u @ v, y - y.mean(0), atol=1e-5, rtol=0)
+    assert 0.001 < (y - x).norm(dim=1).mean() < 0.3
+    grey = two_views(points, ContrastiveConfig(points=32, grey=1), torch.Generator())
     assert (grey[..., 3:] == 0.5).all()
 
 
-def test_rotations_follow_the_rotation_vector():
-    quarter = rotations(torch.tensor([[0.0, 0.0, torch.pi / 2]]))[0]
+def test_rotation_follows_the_rotation_vector():
+    quarter = rotation(torch.tensor([0.0, 0.0, torch.pi / 2]))
     torch.testing.assert_close(quarter @ torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 1, 0]), atol=1e-6, rtol=0)
 
 
@@ -145,6 +142,9 @@ def test_weights_survive_the_file(tmp_path, learned):
     back = load_point_encoder(path)
     assert back.config == TINY and fingerprint(back) == fingerprint(learned[0])
     assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]
+    whole = path.read_bytes()
+    save_point_encoder(path, back, clouds=64)
+    assert path.read_bytes() == whole
     path.write_bytes(path.read_bytes()[:100])
     for bad in (path, tmp_path / "none.safetensors"):
         with pytest.raises(InputError, match=bad.name):
@@ -219,6 +219,7 @@ def test_training_refuses_clouds_that_do_not_fit(tmp_path):
     root = write_clouds(tmp_path / "clouds")
     points, episode = load_clouds(root, progress=False)
     assert points.shape == (3, 20, 6) and episode.tolist() == [0, 0, 0]
+    assert load_clouds(root, root, progress=False)[1].tolist() == [0, 0, 0, 1, 1, 1]
     with pytest.raises(InputError, match="clouds of 20 points"):
         next(contrastive(PointEncoder(TINY), points, episode))
     write_ply(root / "task" / "episode_0000" / "step_0009.ply", Cloud(np.zeros((7, 3), np.float32)))

@@ -1,11 +1,13 @@
 """Train the sample's label-free teacher: a point encoder, contrastively, on simulated clouds. Needs the extra `sim`.
 
-The shipped weights, data/teacher/pointnet.safetensors, are these two commands:
+The shipped weights, data/teacher/pointnet.safetensors, are these commands:
 
-    python tools/record_sim.py --out data/cache/teacher_clouds --first_seed 1000 --episodes 24 --randomise random \\
-        --tasks drawer-open door-open assembly hammer peg-insert-side window-open button-press-topdown bin-picking \\
-        drawer-close door-close window-close button-press pick-place push faucet-open lever-pull shelf-place \\
-        plate-slide handle-press coffee-button
+    TASKS="drawer-open door-open assembly hammer peg-insert-side window-open button-press-topdown bin-picking
+        drawer-close door-close window-close button-press pick-place push faucet-open lever-pull shelf-place
+        plate-slide handle-press coffee-button"
+    OUT=data/cache/teacher_clouds
+    python tools/record_sim.py --tasks $TASKS --out $OUT/random --randomise random --first_seed 1000 --episodes 24
+    python tools/record_sim.py --tasks $TASKS --out $OUT/fixed --randomise fixed --first_seed 2000 --episodes 16
     python tools/train_teacher.py --out data/teacher/pointnet.safetensors
 
 The same clouds, seed, thread count and kind of processor give the same weights.
@@ -31,11 +33,13 @@ from rgb2pc_lib.encoders.points import (
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.workspace import CACHE
 
+RECORDED = CACHE / "teacher_clouds"
+
 
 def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--clouds", type=Path, default=CACHE / "teacher_clouds" / "clouds",
-                   help="<task>/<episode>/step_0000.ply (default: data/cache/teacher_clouds/clouds)")
+    p.add_argument("--clouds", type=Path, nargs="+", default=[RECORDED / k / "clouds" for k in ("random", "fixed")],
+                   help="roots of <task>/<episode>/step_0000.ply (default: the two recorded above)")
     p.add_argument("--out", type=Path, default=CACHE / "teacher" / "pointnet.safetensors",
                    help="the weights (default: data/cache/teacher/pointnet.safetensors)")
     p.add_argument("--steps", type=int, default=ContrastiveConfig.steps,
@@ -50,7 +54,7 @@ def main(argv=None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.num_threads)
     config = ContrastiveConfig(steps=args.steps, seed=args.seed)
-    points, episode = load_clouds(args.clouds)
+    points, episode = load_clouds(*args.clouds)
     encoder, start = PointEncoder(seed=args.seed), time.monotonic()
     training = contrastive(encoder, points, episode, config)
     with trange(config.steps, desc="teacher", unit="step") as bar:

@@ -94,7 +94,7 @@ def save_point_encoder(path: Path, encoder: PointEncoder, **facts) -> None:
     """Weights, the config and what else is worth knowing (JSON values) in one safetensors file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half_written = path.with_name(f".{path.name}.tmp")
-    metadata = {"config": json.dumps(asdict(encoder.config)), "facts": json.dumps(facts)}
+    metadata = {"about": json.dumps({"config": asdict(encoder.config), **facts})}  # one key: several have no order
     save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, half_written, metadata)
     os.replace(half_written, path)
 
@@ -107,7 +107,7 @@ def load_point_encoder(path: Path | None = None) -> PointEncoder:
     path = Path(path or WEIGHTS)
     try:
         with safe_open(path, "pt") as f:
-            config = PointConfig(**json.loads(f.metadata()["config"]))
+            config = PointConfig(**json.loads(f.metadata()["about"])["config"])
         encoder = PointEncoder(config)
         encoder.load_state_dict(load_file(path))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
@@ -124,17 +124,17 @@ def load_point_encoder(path: Path | None = None) -> PointEncoder:
 class ContrastiveConfig:
     """One training. Every random draw follows from `seed`."""
 
-    steps: int = 3000  # optimiser steps
+    steps: int = 4000  # optimiser steps
     episodes: int = 8  # whole episodes a batch
     points: int = 64  # per view; few, so that a view cannot be recognised by its very points
     lr: float = 2e-3  # peak of a cosine schedule
     warmup: int = 30  # steps
     weight_decay: float = 0.01
-    tau: float = 0.1  # temperature
+    tau: float = 0.05  # temperature
     head: int = 128  # width of the projection head, which only the training uses (Chen et al. 2020, SimCLR)
     jitter: float = 0.004  # m, per point and axis
-    tilt: float = 10.0  # degrees: camera of a whole episode turned by up to this about each axis, both views alike
-    shift: float = 0.05  # m: and moved by up to this
+    tilt: float = 10.0  # degrees: the camera of a whole batch is turned by up to this about each axis
+    shift: float = 0.05  # m: and moved by up to this along each axis
     colour: float = 0.3  # strength of the colour change of a view
     grey: float = 0.3  # chance that a view has no colour
     seed: int = 0
@@ -168,8 +168,7 @@ def contrastive(
             group["lr"] = config.lr * min(1, rising) * falling
         chosen = torch.randperm(len(rows), generator=draw)[: config.episodes].tolist()
         batch = torch.cat([rows[i] for i in chosen])
-        place = torch.cat([torch.full((len(rows[i]),), k) for k, i in enumerate(chosen)])
-        views = two_views(points[batch].float(), place, config, draw)  # [2B, points, 6]
+        views = two_views(points[batch].float(), config, draw)  # [2B, points, 6]
         with torch.autocast("cpu", torch.bfloat16):
             first, second = head(encoder.embed(views)).float().chunk(2)
         loss = info_nce(first, second, config.tau)
@@ -182,11 +181,11 @@ def contrastive(
     encoder.eval()
 
 
-def two_views(clouds: Tensor, episode: Tensor, config: ContrastiveConfig, draw: torch.Generator) -> Tensor:
-    """Clouds `[B, N, 6]` of episodes `[B]` (0 .. n-1) -> `[2B, points, 6]`: first views, then second ones.
+def two_views(clouds: Tensor, config: ContrastiveConfig, draw: torch.Generator) -> Tensor:
+    """Two augmented views of each cloud: `[B, N, 6]` -> `[2B, points, 6]`, first views, then second ones.
 
-    The camera of an episode is moved once for all its steps and both views, so positions within an episode keep
-    their metric meaning.
+    The camera moves once for the whole batch, so that positions keep their metric meaning and the camera tells no
+    two steps apart.
     """
     B, N, _ = clouds.shape
     order = torch.rand(B, N, generator=draw).argsort(1)[:, : 2 * config.points, None]
@@ -196,10 +195,9 @@ def two_views(clouds: Tensor, episode: Tensor, config: ContrastiveConfig, draw: 
     def uniform(*shape):  # in [-1, 1]
         return 2 * torch.rand(shape, generator=draw) - 1
 
-    cameras, episode = int(episode.max()) + 1, episode.repeat(2)
-    turn = rotations(uniform(cameras, 3) * math.radians(config.tilt))[episode]
+    turn = rotation(uniform(3) * math.radians(config.tilt))
     centre = xyz.mean((0, 1))
-    xyz = (xyz - centre) @ turn.mT + centre + (config.shift * uniform(cameras, 1, 3))[episode]
+    xyz = (xyz - centre) @ turn.T + centre + config.shift * uniform(3)
     xyz = xyz + config.jitter * torch.randn(xyz.shape, generator=draw)
 
     rgb = rgb * (1 + config.colour * uniform(2 * B, 1, 3)) + config.colour / 2 * uniform(2 * B, 1, 3)
@@ -207,11 +205,10 @@ def two_views(clouds: Tensor, episode: Tensor, config: ContrastiveConfig, draw: 
     return torch.cat([xyz, torch.where(grey, GREY, rgb)], -1)
 
 
-def rotations(vectors: Tensor) -> Tensor:
-    """Rotation vectors `[n, 3]` (radians) -> matrices `[n, 3, 3]`."""
-    x, y, z = vectors.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3)).matrix_exp()
+def rotation(vector: Tensor) -> Tensor:
+    """Rotation vector `[3]` (radians) -> matrix `[3, 3]` (Rodrigues)."""
+    x, y, z = vector.tolist()
+    return torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]).matrix_exp()
 
 
 # -- clouds in, teacher files out
@@ -244,15 +241,16 @@ def read_cloud(path: Path) -> tuple[np.ndarray, Cloud]:
     return np.concatenate([cloud.xyz, rgb], 1), cloud
 
 
-def load_clouds(root: Path, progress: bool = True) -> tuple[Tensor, Tensor]:
-    """All clouds under a root: points `[S, N, 6]` float16 (2 bytes hold a millimetre at a metre) and episodes `[S]`."""
-    episodes = list_clouds(root)
-    paths = [(i, path) for i, paths in enumerate(episodes.values()) for path in paths]
-    points = [torch.from_numpy(read_cloud(p)[0]).half() for _, p in tqdm(paths, unit="cloud", disable=not progress)]
+def load_clouds(*roots: Path, progress: bool = True) -> tuple[Tensor, Tensor]:
+    """All clouds under some roots: points `[S, N, 6]` float16 (exact to a millimetre at 2 m) and episodes `[S]`."""
+    episodes = [paths for root in roots for paths in list_clouds(root).values()]
+    bar = tqdm([path for paths in episodes for path in paths], unit="cloud", disable=not progress)
+    points = [torch.from_numpy(read_cloud(path)[0]).half() for path in bar]
     sizes = {len(p) for p in points}
     if len(sizes) > 1:
-        raise InputError(f"{root}: expected clouds of one size, found {min(sizes)} to {max(sizes)} points")
-    return torch.stack(points), torch.tensor([i for i, _ in paths])
+        found = f"{min(sizes)} to {max(sizes)} points"
+        raise InputError(f"{', '.join(map(str, roots))}: expected clouds of one size, found {found}; record them alike")
+    return torch.stack(points), torch.arange(len(episodes)).repeat_interleave(torch.tensor([len(e) for e in episodes]))
 
 
 @torch.inference_mode()
