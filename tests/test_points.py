@@ -220,6 +220,8 @@ def test_training_refuses_clouds_that_do_not_fit(tmp_path):
     points, episode = load_clouds(root, progress=False)
     assert points.shape == (3, 20, 6) and episode.tolist() == [0, 0, 0]
     assert load_clouds(root, root, progress=False)[1].tolist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(InputError, match="steps: expected at least 1"):
+        next(contrastive(PointEncoder(TINY), points, episode, ContrastiveConfig(steps=0)))
     with pytest.raises(InputError, match="clouds of 20 points"):
         next(contrastive(PointEncoder(TINY), points, episode))
     write_ply(root / "task" / "episode_0000" / "step_0009.ply", Cloud(np.zeros((7, 3), np.float32)))

@@ -150,6 +150,8 @@ def contrastive(
 
     The accuracy says how often the other view is nearer than every other step of the batch.
     """
+    if config.steps < 1:
+        raise InputError(f"steps: expected at least 1, found {config.steps}")
     if points.shape[1] < 2 * config.points:
         raise InputError(f"clouds of {points.shape[1]} points cannot give two views of {config.points}; use fewer")
     draw = torch.Generator().manual_seed(config.seed)
