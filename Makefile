@@ -52,8 +52,14 @@ bench: $(VENV)/core  ## benchmarks: ratios against their limits
 record: $(VENV)/sim  ## record the sample's episodes anew, into data/cache/recorded
 	$(BIN)/python tools/record_sim.py --out data/cache/recorded
 
-teacher: $(VENV)/sim  ## train the sample's teacher anew, into data/cache (see data/teacher/README.md)
-	$(BIN)/python tools/train_teacher.py --help
+CLOUDS := data/cache/teacher_clouds
+TASKS := drawer-open door-open assembly hammer peg-insert-side window-open button-press-topdown bin-picking drawer-close \
+	door-close window-close button-press pick-place push faucet-open lever-pull shelf-place plate-slide handle-press \
+	coffee-button
+teacher: $(VENV)/sim  ## record the teacher's clouds and train it anew, into data/cache/teacher (20 minutes)
+	$(BIN)/python tools/record_sim.py --tasks $(TASKS) --out $(CLOUDS)/random --randomise random --first_seed 1000 --episodes 24
+	$(BIN)/python tools/record_sim.py --tasks $(TASKS) --out $(CLOUDS)/fixed --randomise fixed --first_seed 2000 --episodes 16
+	$(BIN)/python tools/train_teacher.py
 
 clean:  ## remove what was derived: caches and runs
 	rm -rf data/cache runs
