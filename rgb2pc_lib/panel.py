@@ -37,7 +37,7 @@ SLIDERS = {
     "expert_drop": ("expert drop", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
 }
 POINTS = 150  # of each curve, at most, that travel to the browser
-CHECKS = 20  # of held-out retrieval during a run (none but the last where the base has no eval_every)
+CHECKS = 20  # checkpoints, and measurements of held-out retrieval (one, at the end, where base.eval_every is 0)
 _HELP = {f.name: f.metadata["help"] for f in dataclasses.fields(Config)}
 _REFRESH = 0.25  # seconds
 
@@ -100,8 +100,10 @@ class TrainingPanel:
     def config(self) -> Config:
         """The settings as they stand, with the folder that belongs to them."""
         config = dataclasses.replace(self.base, save_dir="", **{k: w.value for k, w in self.controls.items()})
-        checks = -(-config.steps // CHECKS) if self.base.eval_every else 0
-        config = dataclasses.replace(config, log_every=-(-config.steps // POINTS), eval_every=checks)
+        log, check = (-(-config.steps // n) for n in (POINTS, CHECKS))
+        config = dataclasses.replace(
+            config, log_every=log, save_every=check, eval_every=check if self.base.eval_every else 0
+        )
         digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:6]
         name = f"{config.fusion}-seed{config.seed}-{digest}"
         return dataclasses.replace(config, save_dir=portable(self.folder / name))
@@ -223,7 +225,8 @@ class TrainingPanel:
             [
                 widgets.HBox([widgets.VBox(c, layout=widgets.Layout(flex="1 1 0")) for c in columns]),
                 doing, self.status, self.figure, self.commandline,
-            ]
+            ],
+            layout=widgets.Layout(padding="4px 8px"),
         )
         self.view.add_class("rgb2pc-panel")
         self._say("ready", "Choose settings and press Start.")
@@ -268,7 +271,7 @@ class TrainingPanel:
                 self.figure.add_scatter(
                     x=x, y=y, name=name, legendgroup=key, showlegend=column == 1, row=1, col=column,
                     mode="lines" if column == 1 else "lines+markers", marker={"size": 6},
-                    line={"color": tint, "dash": DASHES[dash], "width": 2},
+                    line={"color": tint, "dash": DASHES[dash], "width": 1.5 if column == 1 else 2},
                 )  # fmt: skip
                 self._traces[key, curve] = self.figure.data[-1]
         if self.session.snapshot().config:

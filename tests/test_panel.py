@@ -71,7 +71,7 @@ def test_start_stop_resume_by_clicks(left, tmp_path):
         panel.set("steps", 20)  # what the sliders say meanwhile does not matter to the run that was stopped
         b["resume"].click()
         await until(lambda: "finished" in panel.status.value)
-        assert panel.bar.value == panel.bar.max == 200 and drawn(panel, "R@1") == {"moe": 10}
+        assert panel.bar.value == panel.bar.max == 200 and drawn(panel, "R@1") == {"moe": 20}
         return Run(panel.session.snapshot().config.folder)
 
     run = drive()
@@ -114,7 +114,7 @@ def test_runs_are_overlaid_and_named_by_what_differs(left, tmp_path):
         gates = [t for t in panel.figure.data if t.legend == "legend2"]
         assert len(gates[0].x) == 40 and "weighted" in panel.figure.layout.annotations[2].text
         figure = panel.static()
-        assert len(figure.axes) == 5 and figure.axes[1].get_legend()  # loss, retrieval, three times gates
+        assert len(figure.axes) == 5 and figure.axes[0].get_legend()  # loss, retrieval, three times gates
         panel.buttons["clear"].click()
         await until(lambda: not drawn(panel))
         assert len(panel.static().axes) == 4
@@ -247,7 +247,8 @@ def test_little_travels_to_the_browser(left, tmp_path):
 
 
 def test_labels_and_styles():
-    runs = [Config(fusion="moe", vis_roots={"a": "x", "b": "y"}), Config(fusion="moe", vis_roots={"a": "x"}, tau=0.1)]
+    runs = [Config(fusion="moe", vis_roots={"a": "x", "b": "y"}, tau=0.07)]
+    runs.append(dataclasses.replace(runs[0], vis_roots={"a": "x"}, tau=0.1))
     assert labels(runs) == ["moe, experts a+b, τ 0.07", "moe, experts a, τ 0.1"]
     assert labels([Config(fusion="weighted"), Config(fusion="moe")]) == ["weighted", "moe"]
     looks = styles([Config(fusion=f) for f in ("moe", "weighted", "moe")])
