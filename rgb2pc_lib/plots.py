@@ -16,7 +16,7 @@ from rgb2pc_lib.workspace import PROJECT
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the teacher is black, the control grey.
 _MODELS = {TEACHER: "#000000", "moe": "#d55e00", "weighted": "#0072b2", CONCATENATED: "#8a6d3b", SHUFFLED: "#999999"}
-_MODELS["uniform"] = "#4d5d73"
+_MODELS |= {"uniform": "#4d5d73", "moe, balanced": "#7f1d1d"}
 _EXPERTS = ["#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7b5ea7", "#b0b000"]
 
 
