@@ -22,7 +22,7 @@ from rgb2pc_lib.pairing_browser import Repaint
 from rgb2pc_lib.pairing_checks import rgb_file, step_cloud
 from rgb2pc_lib.runs import Run
 from rgb2pc_lib.teacher import list_teacher
-from rgb2pc_lib.umap_view import COLOURINGS, MEANING, SCALES, Spaces, draw_map, safe, task_colours
+from rgb2pc_lib.umap_view import COLOURINGS, MEANING, SCALES, Spaces, draw_map, name_tasks, safe, task_colours
 from rgb2pc_lib.workspace import Workspace
 
 SIDE, SMALL = 224, 118  # pixels of a picture
@@ -115,7 +115,7 @@ class SpaceBrowser:
         marker = {"size": np.where(spaces.held_out, 8, 5), "opacity": np.where(spaces.held_out, 1.0, 0.45)}
         points = kind(x=xy[:, 0], y=xy[:, 1], mode="markers", marker=marker, hoverinfo="text",
                       text=[safe(spaces.label(i)) for i in range(n)])  # fmt: skip
-        ring = {"size": 17, "symbol": "circle-open", "color": ALARM, "line": {"width": 3}}
+        ring = {"size": 17, "symbol": "circle-open", "color": "black", "line": {"width": 3}}
         here = kind(x=[], y=[], mode="markers", marker=ring, hoverinfo="skip")
         blank = {"showticklabels": False, "zeroline": False, "showgrid": False}
         figure = go.FigureWidget([points, here], {
@@ -213,9 +213,11 @@ class SpaceBrowser:
         row = self.clicked if row is None else row
         figure = Figure(figsize=(13, 10.4), layout="constrained")
         above, below = figure.subfigures(2, 1, height_ratios=[1.35, 1])
+        if self.colour.value == "task":
+            name_tasks(above, self.spaces)
         for axes, which in zip(above.subplots(1, 2), self.spaces.maps, strict=True):
             draw_map(axes, self.spaces, which, self.colour.value)
-            axes.scatter(*self.spaces.maps[which][row], s=260, facecolors="none", edgecolors=ALARM, lw=2.5)
+            axes.scatter(*self.spaces.maps[which][row], s=260, facecolors="none", edgecolors="black", lw=2.5)
         grid = below.subplots(2, COUNT + 1)
         for axes in grid.flat:
             axes.axis("off")

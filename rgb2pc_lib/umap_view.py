@@ -145,30 +145,53 @@ def task_colours(tasks) -> dict[str, str]:
 def neighbourhoods(spaces: Spaces, k: int = NEIGHBOURS) -> pd.DataFrame:
     """How far neighbours agree, 0..1, one row for held-out and one for training samples.
 
-    "teacher = student, spaces": share of the k nearest neighbours that teacher and student have in common (cosine;
-    the same figure as "kNN overlap" in a run's summary). "..., maps": the same in the two pictures (Euclidean).
-    "map of the teacher", "... student": trustworthiness (Venna & Kaski 2001), 1 where nothing that is near in the
-    picture is far in the space. "chance": the share that random neighbours have in common.
+    "shared, spaces": share of the k nearest neighbours that teacher and student have in common (cosine; "kNN overlap"
+    in a run's summary). "shared, elsewhere": the same among samples of *other* episodes: two moments of one episode are
+    alike in any space, so this asks more. "shared, maps": in the two pictures (Euclidean). "chance": what random
+    neighbours have in common. "map of the teacher", "map of the student": trustworthiness (Venna & Kaski 2001), 1 where
+    nothing that is near in the picture is far in the space.
     """
     rows = {}
+    episode = spaces.keys.groupby(["task", "episode"]).ngroup().to_numpy()
     for name, side in (("held-out", spaces.held_out), ("training", ~spaces.held_out)):
         n = int(side.sum())
         near = min(k, n // 2 - 1)
         if near < 1:
             continue
-        maps = {m: y[side] for m, y in spaces.maps.items()}
-        kept = {m: trustworthiness(getattr(spaces, m)[side], y, n_neighbors=near, metric="cosine")
-                for m, y in maps.items()}  # fmt: skip
+        student, teacher, maps = spaces.student[side], spaces.teacher[side], [y[side] for y in spaces.maps.values()]
+        elsewhere, by_chance = overlap_elsewhere(student, teacher, episode[side], near)
+        trusted = functools.partial(trustworthiness, n_neighbors=near, metric="cosine")
         rows[name] = {
             "samples": n,
             "neighbours": near,
-            "teacher = student, spaces": knn_overlap(spaces.student[side], spaces.teacher[side], near),
-            "teacher = student, maps": map_overlap(maps["student"], maps["teacher"], near),
+            "shared, spaces": knn_overlap(student, teacher, near),
             "chance": near / (n - 1),
-            "map of the teacher": kept["teacher"],
-            "map of the student": kept["student"],
+            "shared, elsewhere": elsewhere,
+            "chance, elsewhere": by_chance,
+            "shared, maps": map_overlap(*maps, near),
+            "map of the teacher": trusted(teacher, maps[0]),
+            "map of the student": trusted(student, maps[1]),
         }
     return pd.DataFrame(rows).T.astype({"samples": int, "neighbours": int})
+
+
+def overlap_elsewhere(x: np.ndarray, y: np.ndarray, episode: np.ndarray, k: int) -> tuple[float, float]:
+    """Share of the k nearest neighbours (cosine) *of other episodes* that two spaces agree on, and that by chance.
+
+    NaN where some sample has no k others.
+
+    >>> overlap_elsewhere(np.eye(4), np.eye(4), np.array([0, 0, 1, 1]), 1)
+    (1.0, 0.5)
+    """
+    others = episode[:, None] != episode
+    if others.sum(1).min() < k:
+        return float("nan"), float("nan")
+    near = []
+    for z in (x, y):
+        similarity = np.where(others, unit(z) @ unit(z).T, -np.inf)
+        near.append(np.argsort(-similarity, axis=1, kind="stable")[:, :k])
+    shared = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(*near, strict=True)])
+    return float(shared), float(np.mean(k / others.sum(1)))
 
 
 def map_overlap(x: np.ndarray, y: np.ndarray, k: int) -> float:
@@ -185,10 +208,10 @@ def in_words(table: pd.DataFrame) -> str:
     """The first row of `neighbourhoods` in a sentence."""
     side, r = table.index[0], table.iloc[0]
     return (
-        f"Of the {r.neighbours:.0f} nearest neighbours of a {side} sample, teacher and student share "
-        f"{r['teacher = student, spaces']:.0%} in the spaces and {r['teacher = student, maps']:.0%} in the maps "
-        f"(chance {r.chance:.0%}, {r.samples:.0f} samples). Trustworthiness of the maps: teacher's "
-        f"{r['map of the teacher']:.2f}, student's {r['map of the student']:.2f}."
+        f"Of the {r['neighbours']:.0f} nearest neighbours of a {side} sample, teacher and student share "
+        f"{r['shared, spaces']:.0%} (chance {r['chance']:.0%}); of those in other episodes, "
+        f"{r['shared, elsewhere']:.0%} (chance {r['chance, elsewhere']:.0%}); in the two maps, {r['shared, maps']:.0%} "
+        f"({r['samples']:.0f} samples)."
     )
 
 
@@ -206,6 +229,15 @@ def draw_map(axes, spaces: Spaces, which: str, by: str) -> None:
     axes.set_title(f"{which}, by {by}")
 
 
+def name_tasks(figure, spaces: Spaces) -> None:
+    """The legend above a figure of maps: tasks, held-out and training."""
+    tasks = task_colours(spaces.keys["task"])
+    handles = [Line2D([], [], ls="", marker="o", color=c, label=plain(t)) for t, c in tasks.items()]
+    sides = {"held-out": {"ms": 7, "mec": "black"}, "training": {"ms": 4, "alpha": 0.5}}
+    handles += [Line2D([], [], ls="", marker="o", color="0.6", label=k, **style) for k, style in sides.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=6, frameon=False)
+
+
 def umap_figure(spaces: Spaces) -> Figure:
     """Teacher above, student below, coloured by task, progress and error."""
     figure = Figure(figsize=(14, 9.6), layout="constrained")
@@ -217,11 +249,7 @@ def umap_figure(spaces: Spaces) -> Figure:
             bar = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), SCALES[by])
             end = "max" if by == "error" else "neither"
             figure.colorbar(bar, ax=grid[:, j], location="bottom", label=MEANING[by], shrink=0.8, extend=end)
-    tasks = task_colours(spaces.keys["task"])
-    handles = [Line2D([], [], ls="", marker="o", color=c, label=plain(t)) for t, c in tasks.items()]
-    sides = {"held-out": {"ms": 7, "mec": "black"}, "training": {"ms": 4, "alpha": 0.5}}
-    handles += [Line2D([], [], ls="", marker="o", color="0.6", label=k, **style) for k, style in sides.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=6, frameon=False)
+    name_tasks(figure, spaces)
     n, held = len(spaces.keys), int(spaces.held_out.sum())
     figure.supxlabel(
         f"UMAP of {n} samples of {plain(spaces.name)}, {held} of them held out; cosine, seed 0; the axes have no unit, "

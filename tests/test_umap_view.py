@@ -12,7 +12,17 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.metrics import knn_overlap, retrieval
 from rgb2pc_lib.runs import Config, Run
 from rgb2pc_lib.space_browser import SpaceBrowser
-from rgb2pc_lib.umap_view import Spaces, fold, in_words, map_overlap, neighbourhoods, safe, umap_figure, umap_plotly
+from rgb2pc_lib.umap_view import (
+    Spaces,
+    fold,
+    in_words,
+    map_overlap,
+    neighbourhoods,
+    overlap_elsewhere,
+    safe,
+    umap_figure,
+    umap_plotly,
+)
 
 TASKS, EPISODES, STEPS, E = ("<b>push", "pull"), 4, 8, 6
 
@@ -55,13 +65,22 @@ def other_student(spaces, student):
 
 def test_a_perfect_student_agrees_and_a_random_one_does_not(spaces):
     table = neighbourhoods(spaces, 4)
-    assert (table[["teacher = student, spaces", "teacher = student, maps"]] == 1).all(axis=None)
+    assert (table[["shared, spaces", "shared, elsewhere", "shared, maps"]] == 1).all(axis=None)
     assert np.allclose(spaces.error, 0) and (spaces.rank == 1).all()
     noise = other_student(spaces, np.random.default_rng(1).normal(size=spaces.teacher.shape))
     bad = neighbourhoods(noise, 4)
-    assert (bad["teacher = student, spaces"] < 0.5).all() and abs(noise.error.mean() - 1) < 0.3
+    assert (bad["shared, spaces"] < 0.5).all() and abs(noise.error.mean() - 1) < 0.3
     assert bad.loc["held-out", "chance"] == 4 / 15 and bad.loc["training", "samples"] == 48
-    assert "(chance 27%, 16 samples)" in in_words(bad)
+    assert "(chance 27%)" in in_words(bad) and "(16 samples)" in in_words(bad)
+
+
+def test_neighbours_elsewhere_leave_the_own_episode_out():
+    rng = np.random.default_rng(0)
+    episode = np.repeat(np.arange(6), 5)
+    x, y = (np.c_[10 * np.eye(6)[episode], rng.normal(size=(30, 8))] for _ in range(2))  # all they share
+    shared, chance = overlap_elsewhere(x, y, episode, 4)
+    assert chance == pytest.approx(4 / 25) and abs(shared - chance) < 0.15 and knn_overlap(x, y, 4) > 0.9
+    assert np.isnan(overlap_elsewhere(x, y, np.zeros(30), 4)[0])
 
 
 def test_figures_are_those_of_the_metrics(spaces):
@@ -69,7 +88,7 @@ def test_figures_are_those_of_the_metrics(spaces):
     h = noise.held_out
     found = retrieval(noise.student[h], noise.teacher[h])
     assert np.mean(noise.rank[h] <= 1) == found["R@1"] < 1 and np.median(noise.rank[h]) == found["median rank"]
-    assert neighbourhoods(noise).loc["held-out", "teacher = student, spaces"] == knn_overlap(
+    assert neighbourhoods(noise).loc["held-out", "shared, spaces"] == knn_overlap(
         noise.student[h], noise.teacher[h], 7
     )
 
