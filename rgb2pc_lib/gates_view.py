@@ -262,7 +262,7 @@ def spread_figure(maps: dict[str, np.ndarray], keys: pd.DataFrame) -> Figure:
         start += values.to_numpy()
     for i, name in enumerate(maps):
         if not shares[name].any():
-            right.text(0.02, i, "the same everywhere, always", va="center", fontsize=9, color="0.4")
+            right.text(0.02, i, "the gates hardly change", va="center", fontsize=9, color="0.4")
     right.set(xlim=(0, 1), xlabel="share of the gates' variance", title="Where do the gates change?")
     right.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.5), frameon=False)
     for axes in (left, right):
