@@ -57,49 +57,59 @@ def judgement_figure(long: pd.DataFrame) -> Figure:
     table = mean_table(long)
     experts = [m.removesuffix(" only") for m in table.index if m.endswith(" only")]
     seeds = long.loc[long["seed"] >= 0, "seed"].nunique()
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
-    probes, search, gaps = figure.subplots(1, 3, width_ratios=[1.25, 1, 1])
+    figure = Figure(figsize=(15, 5.6), layout="constrained")
+    probes, search, gaps = figure.subplots(1, 3, width_ratios=[1.3, 1, 1])
 
+    floor = -0.3
     measures = [f"R2 {p}" for p in PROBES if f"R2 {p}" in table]
     shown = [TEACHER, "moe", "weighted", CONCATENATED, *experts, SHUFFLED]
     for i, model in enumerate(shown):
-        x = np.arange(len(measures)) + (i - len(shown) / 2) * 0.09
+        x = np.arange(len(measures)) + (i - (len(shown) - 1) / 2) * 0.09
         big = model in (TEACHER, "moe", "weighted")
         label = f"{model}, pooled" if model in experts else model
         style = {"s": 70, "marker": "o"} if big else {"s": 32, "marker": "D"}
-        probes.scatter(x, table.loc[model, measures].clip(-0.3), color=colour(model, experts), label=label, **style)
+        probes.scatter(x, table.loc[model, measures].clip(floor), color=colour(model, experts), label=label, **style)
     probes.axhline(0, color="0.8", lw=1, zorder=0)
+    for edge in np.arange(len(measures) - 1) + 0.5:
+        probes.axvline(edge, color="0.92", lw=1, zorder=0)
     probes.set_xticks(range(len(measures)), [m.removeprefix("R2 ") for m in measures])
-    probes.set(ylabel="within-task R² on held-out episodes", title="Linear probes", ylim=(-0.34, 1.02))
-    probes.legend(fontsize=8, ncols=2, loc="lower left", framealpha=0.9)
+    probes.set(ylabel=f"within-task R² (values below {floor} drawn there)", title="Linear probes, held-out episodes")
+    probes.set(ylim=(floor - 0.04, 1.02))
+    probes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
 
     students = ["moe", "weighted", *(f"{e} only" for e in experts), SHUFFLED]
+    at = long.set_index(["model", "measure"]).sort_index()["value"]
     for i, model in enumerate(students):
-        rows = long[(long["model"] == model) & (long["measure"] == "R@1 within 1 step")]["value"]
-        search.barh(i, rows.mean(), color=colour(model, experts), height=0.7)
-        search.plot(rows, np.full(len(rows), i), "k|", ms=9)
-        search.text(rows.max() + 0.015, i, f"{rows.mean():.2f}", va="center", fontsize=9)
+        for measure, marker in (("R@1", "o"), ("R@5", "s"), ("R@10", "^")):
+            values = at[model, measure]
+            search.plot([values.min(), values.max()], [i, i], color=colour(model, experts), lw=5, alpha=0.35)
+            search.plot(values.mean(), i, marker, ms=8, color=colour(model, experts))
+            if values.mean() > 0.1:  # chance level needs no figure
+                search.text(values.mean(), i - 0.2, f"{values.mean():.2f}", ha="center", va="bottom", fontsize=8)
+    for measure, marker in (("R@1", "o"), ("R@5", "s"), ("R@10", "^")):
+        search.plot([], [], marker, color="0.3", label=measure)
+    search.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     search.set_yticks(range(len(students)), students)
-    search.invert_yaxis()
-    search.set(xlim=(0, 1.05), xlabel="R@1, own step or a neighbour in time", title="Finding the own cloud from RGB")
+    search.set(xlim=(-0.03, 1.03), ylim=(len(students) - 0.5, -0.6), title="The own cloud found from RGB, held out")
+    search.set(xlabel=f"share of held-out steps (bars: range over {seeds} seeds)")
 
     closed = gap_closed(long)
-    wanted = [m for m in [*measures, "R@1"] if m in set(closed["measure"])]
+    wanted = [m for m in [*measures, "R@1", "R@5", "R@10"] if m in set(closed["measure"])]
+    none = [m for m in wanted if closed.loc[closed["measure"] == m, "closed"].isna().all()]
+    wanted = [m for m in wanted if m not in none]
     for k, student in enumerate(("moe", "weighted")):
         rows = closed[closed["student"] == student].set_index("measure").loc[wanted]
         y = np.arange(len(wanted)) + (k - 0.5) * 0.25
         error = np.array([rows["closed"] - rows["low"], rows["high"] - rows["closed"]])
         gaps.errorbar(rows["closed"], y, xerr=error, fmt="o", capsize=3, color=colour(student, experts), label=student)
-    for i, measure in enumerate(wanted):
-        if closed.loc[closed["measure"] == measure, "closed"].isna().all():
-            gaps.text(0.5, i, "teacher no better than best expert", fontsize=8, ha="center", va="center", color="0.4")
     gaps.axvline(0, color="0.6", lw=1)
     gaps.axvline(1, color="k", lw=1)
     gaps.set_yticks(range(len(wanted)), [m.removeprefix("R2 ") for m in wanted])
     gaps.invert_yaxis()
-    gaps.set(xlabel="gap closed: 0 = best expert, 1 = teacher", title=f"Gap closed, 95 % interval over {seeds} seeds",
-             xlim=(-0.6, 1.15))  # fmt: skip
-    gaps.legend(fontsize=8, loc="lower right")
+    left_out = ", ".join(m.removeprefix("R2 ") for m in none)
+    gaps.set(xlabel="0 = best single expert, 1 = teacher" + (f"\nno gap to close: {left_out}" if none else ""))
+    gaps.set(title=f"Gap closed, 95 % interval over {seeds} seeds")
+    gaps.legend(fontsize=8, loc="best")
     for axes in (probes, search, gaps):
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -74,7 +74,9 @@ class Config:
     student_tokens: int = _option(64, "positions per sample, shared by all experts; at the grid's size: all", least=1)
     teacher_points: int = _option(0, "random points averaged per step as augmentation; 0: all, from a table", least=0)
     frame_copy: str = _option("middle", "which of a frame's copies in overlapping windows", COPIES)
-    expert_drop: float = _option(0.2, "chance to leave an expert out of a training sample", least=0, most=0.9)
+    expert_drop: float = _option(
+        0.3, "chance to leave an expert out of a sample, in the first 70 % of the steps", least=0, most=0.9
+    )
     # student
     fusion: str = _option("weighted", "one learned weight per expert, a gate per place (moe), or all equal", FUSIONS)
     fuse_dim: int = _option(256, "width D of adapters and fusion", least=1)

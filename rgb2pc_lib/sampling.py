@@ -6,6 +6,7 @@ token k is the same place of the image for all of them.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -64,17 +65,19 @@ def embedding_lattice(finest: tuple[int, int]) -> np.ndarray:
 class Planner:
     """Batches of the training samples, without end: `planner(n)` is batch n, whatever was asked before.
 
-    Epochs are permutations without replacement, so no step repeats inside a batch.
+    Epochs are permutations without replacement, so no step repeats inside a batch. Experts are dropped from samples with
+    chance `drop` in the first `drop_batches` batches.
     """
 
     def __init__(
         self, samples: Samples, index: np.ndarray, batch: int, tokens: int, seed: int, drop: float = 0.0,
+        drop_batches: float = math.inf,
         strict: bool = True,
     ):  # fmt: skip
         if batch > len(index):
             raise InputError(f"--batch_size {batch} is larger than the {len(index)} training samples; lower it")
         self.all_samples, self.index, self.batch, self.tokens = samples, index, batch, tokens
-        self.seed, self.drop, self.strict = seed, drop, strict
+        self.seed, self.drop, self.drop_batches, self.strict = seed, drop, drop_batches, strict
         self.grid = samples.pairing.finest_grid
         if not strict:
             table = samples.pairing.table
@@ -96,7 +99,7 @@ class Planner:
             order = np.argsort(np.floor(positions[..., 1] * self.grid[0]) + positions[..., 0], axis=1)
             positions = np.take_along_axis(positions, order[..., None], 1)  # in reading order, as they lie in the files
         experts = len(self.all_samples.expert_rows)
-        keep = rng.random((self.batch, experts)) >= self.drop
+        keep = rng.random((self.batch, experts)) >= self.drop * (n < self.drop_batches)
         keep[np.arange(self.batch), rng.integers(experts, size=self.batch)] |= ~keep.any(1)
         teacher = self.all_samples.teacher_rows[chosen]
         if not self.strict:  # any step of the episode that the sample's teacher is from: its own, unless shuffled

@@ -23,6 +23,7 @@ from rgb2pc_lib.pairing import Samples, pair, select, split
 from rgb2pc_lib.runs import Config, Run, build_student, read_metrics, write_atomic
 from rgb2pc_lib.sampling import Batch, Gatherer, Planner, embedding_lattice, lattice, ordered_plans
 
+_DROPPING = 0.7  # share of the steps in which experts are dropped; the rest trains them together, as they will be used
 _EVAL_SAMPLES = 512  # held-out samples behind the curve; the final figures use all of them
 
 
@@ -97,6 +98,7 @@ def train(config: Config, resume: bool = False) -> Iterator[Progress]:
     samples = data.shuffled(config.seed) if config.shuffle_pairs else data.samples
     planner = Planner(
         samples, data.training, config.batch_size, config.student_tokens, config.seed, config.expert_drop,
+        _DROPPING * config.steps,
         config.strict_pairing,
     )  # fmt: skip
     gatherer = Gatherer(samples, config.frame_copy, config.teacher_points, device)

@@ -186,6 +186,11 @@ def test_the_copy_of_a_frame_is_the_policys(samples, copy):
     assert spread > 1 if copy == "random" else spread == 1
 
 
+def test_dropping_ends(samples):
+    late = planner(samples, drop=0.9, drop_batches=3)
+    assert not late(2).keep.all() and late(3).keep.all()
+
+
 def test_dropped_experts_are_absent(samples):
     plan = planner(samples, drop=0.6)(0)
     (batch,) = Gatherer(samples).run([plan])
