@@ -65,14 +65,13 @@ def embedding_lattice(finest: tuple[int, int]) -> np.ndarray:
 class Planner:
     """Batches of the training samples, without end: `planner(n)` is batch n, whatever was asked before.
 
-    Epochs are permutations without replacement, so no step repeats inside a batch. Experts are dropped from samples with
-    chance `drop` in the first `drop_batches` batches.
+    Epochs are permutations without replacement, so no step repeats inside a batch. Experts are dropped from samples
+    with chance `drop` in the first `drop_batches` batches.
     """
 
     def __init__(
         self, samples: Samples, index: np.ndarray, batch: int, tokens: int, seed: int, drop: float = 0.0,
-        drop_batches: float = math.inf,
-        strict: bool = True,
+        drop_batches: float = math.inf, strict: bool = True,
     ):  # fmt: skip
         if batch > len(index):
             raise InputError(f"--batch_size {batch} is larger than the {len(index)} training samples; lower it")
