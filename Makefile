@@ -8,7 +8,7 @@ EXPERTS := efficientnet xfeat disk daisy
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install features demo test lab record teacher bench clean
+.PHONY: help install features demo report test lab record teacher bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/  make \1\t/' | expand -t 18
@@ -39,6 +39,9 @@ features: $(VENV)/core  ## extract the sample's expert packs and teacher files, 
 
 demo: features  ## the main job: train and judge students on the sample, held out
 	$(BIN)/python tools/judge.py
+
+report: features  ## one HTML page about the judged runs, for sharing: runs/report.html
+	$(BIN)/python tools/report.py
 
 lab: features  ## open the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.

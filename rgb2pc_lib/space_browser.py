@@ -25,7 +25,7 @@ from rgb2pc_lib.teacher import list_teacher
 from rgb2pc_lib.umap_view import COLOURINGS, MEANING, SCALES, Spaces, draw_map, name_tasks, safe, task_colours
 from rgb2pc_lib.workspace import Workspace
 
-SIDE, SMALL = 224, 118  # pixels of a picture
+SIDE, SMALL = 224, 104  # pixels of a picture
 COUNT = 5  # neighbours shown
 ROWS = {"teacher": "nearest in the teacher's space", "student": "clouds that the student finds first from RGB"}
 _MANY = 4000  # samples from which on plotly draws with WebGL
@@ -83,7 +83,7 @@ class SpaceBrowser:
         self.maps = {which: self._map(which) for which in self.spaces.maps}
         self.cloud = go.FigureWidget(
             go.Scatter3d(mode="markers", marker={"size": 2}, hoverinfo="skip"),
-            {"width": 2 * SIDE, "height": SIDE + 28, "margin": dict.fromkeys("lrbt", 0), "uirevision": "kept",
+            {"width": 400, "height": 340, "margin": dict.fromkeys("lrbt", 0), "uirevision": "kept",
              "template": "plotly_white"},
         )  # fmt: skip
         self.neighbours = {
@@ -100,9 +100,8 @@ class SpaceBrowser:
             widgets.HBox([self.colour, self.legend], layout=wrap),
             widgets.HBox([*self.maps.values(), column("under the mouse", self.thumbnail, self.caption)], layout=wrap),
             self.said,
-            widgets.HBox([column("the step clicked", self.frame), column("its cloud, in space", self.cloud)],
-                         layout=wrap),
-            widgets.HBox(rows, layout=wrap),
+            widgets.HBox([column("the step clicked", self.frame), column("its cloud, in space", self.cloud),
+                          widgets.VBox(rows)], layout=wrap),
         ])  # fmt: skip
         self.view.add_class("rgb2pc-spaces")
         for name, part in {"legend": self.legend, "caption": self.caption, "said": self.said}.items():
@@ -120,7 +119,7 @@ class SpaceBrowser:
         blank = {"showticklabels": False, "zeroline": False, "showgrid": False}
         figure = go.FigureWidget([points, here], {
             "width": 500, "height": 440, "template": "plotly_white", "margin": dict(l=8, r=8, t=34, b=8),
-            "title": {"text": f"{which}: UMAP", "x": 0.5}, "dragmode": "select", "showlegend": False,
+            "title": {"text": f"{which}: UMAP", "x": 0.02}, "dragmode": "select", "showlegend": False,
             "hovermode": "closest", "xaxis": blank, "yaxis": blank | {"scaleanchor": "x"},
         })  # fmt: skip
         points = figure.data[0]
@@ -178,7 +177,8 @@ class SpaceBrowser:
                 caption.value = self._neighbour(row, found[i], cosine[i]) if i < len(found) else ""
 
     def _lines(self, row: int) -> str:
-        return "<br>".join(html.escape(part) for part in self.spaces.label(row).replace(", ", " / ").split(" / "))
+        lines = self.spaces.label(row).replace(", ", " / ").split(" / ")
+        return f"<div style='line-height:1.35'>{'<br>'.join(map(html.escape, lines))}</div>"
 
     def _neighbour(self, row: int, other: int, cosine: float) -> str:
         key = self.spaces.keys.iloc[other]
@@ -242,7 +242,7 @@ class SpaceBrowser:
 
 
 def _draw(axes, picture, title: str, place: str = "center") -> None:
-    axes.set_title(title, fontsize=9, loc=place)
+    axes.set_title(title, fontsize=8, loc=place)
     axes.imshow(np.full((8, 8, 3), 225, np.uint8) if picture is None else picture)
 
 

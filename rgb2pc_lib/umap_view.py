@@ -269,8 +269,10 @@ def umap_plotly(spaces: Spaces) -> go.Figure:
             figure.add_scatter(
                 x=xy[mine, 0].round(3), y=xy[mine, 1].round(3), text=text[mine], hoverinfo="text", mode="markers",
                 marker={"color": tint, **{k: v[mine] for k, v in marker.items()}}, name=safe(task), legendgroup=task,
-                showlegend=column == 1, row=1, col=column,
+                showlegend=False, row=1, col=column,
             )  # fmt: skip
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": tint, "size": 9}, name=safe(task),
+                           legendgroup=task, row=1, col=1)  # fmt: skip
     blank = {"showticklabels": False, "zeroline": False, "showgrid": False}
     figure.update_xaxes(**blank).update_yaxes(**blank)
     return figure.update_layout(

@@ -1,0 +1,53 @@
+"""One self-contained HTML report of one or several runs: data, pairing, curves, verdict, gates, maps, probes, versions.
+
+Without --runs: the judged runs of the workspace (those of tools/judge.py; missing ones are trained). The file can be
+opened anywhere, without network or kernel.
+
+    python tools/report.py --runs runs/judge/moe-seed0 runs/judge/weighted-seed0 --out runs/report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.report import Report
+from rgb2pc_lib.report_html import execute, write_html
+from rgb2pc_lib.runs import Run, write_atomic
+from rgb2pc_lib.workspace import RUNS, SAMPLE, Workspace, portable
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", nargs="+", type=Path, default=[], help="finished runs, the most important first")
+    p.add_argument("--workspace", type=Path, default=SAMPLE, help="TOML file (default: the sample)")
+    p.add_argument("--seeds", type=int, default=3, help="seeds of the judged runs (default: 3)")
+    p.add_argument("--out", type=Path, default=RUNS / "report.html", help="the file (default: runs/report.html)")
+    p.add_argument("--title", default="rgb2pc report", help="title of the page (default: %(default)s)")
+    p.add_argument("--notebook", type=Path, help="also keep the executed notebook here, with static pictures only")
+    a = p.parse_args(argv)
+    folders = [portable(folder) for folder in a.runs]
+    try:
+        if folders:
+            Report([Run.open(folder) for folder in a.runs])
+        else:
+            Workspace.load(a.workspace).require("teacher", "experts")
+        settings = {"WORKSPACE": portable(a.workspace), "RUN_FOLDERS": folders, "SEEDS": a.seeds}
+        if a.notebook:
+            static = execute(**settings, INTERACTIVE=False)
+            write_atomic(a.notebook, lambda path: nbformat.write(static, path))
+        out = write_html(execute(**settings), a.out, a.title)
+    except InputError as e:
+        print(f"report: {e}", file=sys.stderr)
+        return 2
+    print(f"{os.path.relpath(out)}: {out.stat().st_size / 1e6:.1f} MB, opens anywhere")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
