@@ -113,6 +113,7 @@ class GateBrowser:
         with self.cloud.batch_update():
             self.cloud.data[0].update(marks)
             self.cloud.layout.scene.update(cloud_scene(cloud))
+            self.cloud.data[1].marker.showscale = view != LEADING
 
     def _means(self) -> str:
         """Mean gates of the image as bars: also the legend of the leading expert's colours."""
