@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import os
 import re
@@ -36,7 +35,7 @@ def execute(notebook: Path = NOTEBOOK, **parameters) -> nbformat.NotebookNode:
         nb.cells.insert(at + 1, nbformat.v4.new_code_cell(lines))
     client = NotebookClient(nb, timeout=3600, store_widget_state=False, resources={"metadata": {"path": str(PROJECT)}})
     try:
-        asyncio.run(client.async_execute(env=os.environ | {"PLOTLY_RENDERER": "notebook"}))
+        client.execute(env=os.environ | {"PLOTLY_RENDERER": "notebook"})
     except CellExecutionError as e:
         raise InputError(f"{notebook.name}: {e.ename}: {e.evalue}") from None
     return nb
