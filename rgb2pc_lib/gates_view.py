@@ -192,7 +192,7 @@ def weights_figure(students: dict[str, Sequence[Run]]) -> Figure:
     figure = Figure(figsize=(4.2 * len(students) + 0.8, 3.9), layout="constrained")
     panels = figure.subplots(1, len(students), sharey=True, squeeze=False)[0]
     for axes, (name, runs) in zip(panels, students.items(), strict=True):
-        tables = [run.metrics().set_index("step") for run in runs]
+        tables = [run.metrics().drop_duplicates("step", keep="last").set_index("step").sort_index() for run in runs]
         for expert in experts:
             lines = pd.concat([t[f"gate/{expert}"] for t in tables if f"gate/{expert}" in t], axis=1)
             tint = colour(expert, experts)
