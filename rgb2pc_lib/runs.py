@@ -12,10 +12,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
 import shlex
+import tempfile
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +34,11 @@ from rgb2pc_lib.models import FUSIONS, Student
 from rgb2pc_lib.packs import COPIES
 from rgb2pc_lib.pairing import FALLBACKS, UNITS
 from rgb2pc_lib.workspace import PROJECT, Workspace, portable
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there only the threads of one process know of each other
+    fcntl = None
 
 
 def _option(default, text: str, choices: tuple = (), least=None, most=None):
@@ -270,6 +279,34 @@ def read_metrics(path: Path) -> list[dict]:
             except json.JSONDecodeError:
                 break
     return rows
+
+
+_lock, _claimed = threading.Lock(), set()
+
+
+@contextmanager
+def claim(folder: Path):
+    """A run's folder has one writer at a time, over all threads and processes of this machine.
+
+    Raises InputError while another one writes.
+    """
+    taken = f"{folder}: is being trained by another panel, notebook or tool; wait for that one or stop it"
+    with _lock:
+        if folder in _claimed:
+            raise InputError(taken)
+        _claimed.add(folder)
+    try:
+        name = f"rgb2pc-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
+        with open(Path(tempfile.gettempdir()) / name, "w") as file:
+            try:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
+            except BlockingIOError:
+                raise InputError(taken) from None
+            yield
+    finally:
+        with _lock:
+            _claimed.discard(folder)
 
 
 def write_atomic(path: Path, write) -> None:

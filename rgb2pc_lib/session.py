@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
-import tempfile
 import threading
 import weakref
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there only the sessions of one kernel know of each other
-    fcntl = None
 
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.evaluate import trained
@@ -105,8 +97,7 @@ class Session:
 
     def _work(self, config: Config) -> None:
         try:
-            with _claim(config.folder):
-                self._train(config)
+            self._train(config)
         except Exception as e:  # nobody waits for this thread: what went wrong is shown where people look
             self.exception = e
             self._set(state="failed", error=str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {e}")
@@ -145,31 +136,6 @@ class Session:
             state = "finishing" if progress.step == progress.steps else "running"
             state = "stopping" if self._now.state == "stopping" else state
             self._now = replace(self._now, state=state, step=progress.step, seconds=progress.seconds)
-
-
-_claims, _claimed = threading.Lock(), set()
-
-
-@contextmanager
-def _claim(folder: Path):
-    """A run's folder has one writer at a time, over all panels and kernels of this machine."""
-    taken = f"{folder}: is being trained by another panel or notebook; stop that one, or change a setting here"
-    with _claims:
-        if folder in _claimed:
-            raise InputError(taken)
-        _claimed.add(folder)
-    try:
-        name = f"rgb2pc-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
-        with open(Path(tempfile.gettempdir()) / name, "w") as lock:
-            try:
-                if fcntl:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
-            except BlockingIOError:
-                raise InputError(taken) from None
-            yield
-    finally:
-        with _claims:
-            _claimed.discard(folder)
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()

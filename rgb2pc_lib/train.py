@@ -20,7 +20,7 @@ from rgb2pc_lib.losses import info_nce, load_balance, near_in_time, normalised_m
 from rgb2pc_lib.metrics import agreement, retrieval
 from rgb2pc_lib.models import Student
 from rgb2pc_lib.pairing import Samples, pair, select, split
-from rgb2pc_lib.runs import Config, Run, build_student, read_metrics, write_atomic
+from rgb2pc_lib.runs import Config, Run, build_student, claim, read_metrics, write_atomic
 from rgb2pc_lib.sampling import Batch, Gatherer, Planner, embedding_lattice, lattice, ordered_plans
 
 _DROPPING = 0.7  # share of the steps in which experts are dropped; the rest trains them together, as they will be used
@@ -82,11 +82,17 @@ def train(config: Config, resume: bool = False) -> Iterator[Progress]:
     Closing the iterator early writes a checkpoint, so that the run can be resumed; a run killed at any moment resumes
     from its last checkpoint. Either way the numbers are those of an uninterrupted run.
 
-    Raises InputError for bad input, and when the folder already holds a run (unless it is to be resumed).
+    Raises InputError for bad input, when the folder already holds a run (unless it is to be resumed), and while another
+    training writes there.
 
     >>> for progress in train(Config(steps=10).with_workspace(Workspace.load(SAMPLE))):  # doctest: +SKIP
     ...     print(progress.step, progress.loss)
     """
+    with claim(config.folder):
+        yield from _train(config, resume)
+
+
+def _train(config: Config, resume: bool) -> Iterator[Progress]:
     device = pick_device(config.device)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)

@@ -4,7 +4,11 @@ import dataclasses
 import subprocess
 import sys
 
+import pytest
+
+from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.runs import Config, Run
+from rgb2pc_lib.train import train
 from rgb2pc_lib.workspace import PROJECT, Workspace, portable
 
 
@@ -40,3 +44,13 @@ def test_changes_name_what_can_change_the_numbers():
     other = dataclasses.replace(one, lr=0.2, save_dir="runs/b", num_threads=2, log_every=1)
     assert one.changes(other) == {"lr": (0.1, 0.2)}
     assert not one.changes(dataclasses.replace(other, lr=0.1))
+
+
+def test_one_folder_has_one_writer(left, tmp_path):
+    config = Config(steps=3, batch_size=8, fuse_dim=8, save_dir=str(tmp_path)).with_workspace(left)
+    first = train(config)
+    next(first)
+    with pytest.raises(InputError, match="is being trained by another"):
+        next(train(config, resume=True))
+    first.close()
+    assert len(list(train(config, resume=True))) == 2

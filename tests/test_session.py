@@ -197,7 +197,7 @@ input()
     assert other.stdout.readline() == "running\n"
     session = Session()
     session.start(made)
-    assert "being trained by another panel or notebook" in session.wait().error
+    assert "being trained by another panel, notebook or tool" in session.wait().error
     other.communicate("\n", timeout=60)
     assert other.returncode == 0
     at = Run(made.folder).state()["step"]
