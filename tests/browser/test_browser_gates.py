@@ -17,17 +17,17 @@ def slide(nb, description, keys):
         nb.page.keyboard.press(key)
 
 
-_PIXELS = """async (panel) => Promise.all([...document.querySelectorAll(panel + ' img')].map(async image => {
+_PIXELS = """async (panel) => { try { return await Promise.all([...document.querySelectorAll(panel + ' img')].map(async image => {
   const canvas = Object.assign(document.createElement('canvas'), {width: 64, height: 64});
   await image.decode();
   canvas.getContext('2d').drawImage(image, 0, 0, 64, 64);
   return canvas.toDataURL();
-}))"""
+})) } catch { return null } }"""  # null while a picture is being exchanged
 
 
 def pictures(nb):
     """What is seen: RGB, and the gate over it."""
-    return nb.page.evaluate(_PIXELS, _PANEL)
+    return nb.until(lambda: nb.page.evaluate(_PIXELS, _PANEL))
 
 
 def test_gate_browser(nb):
