@@ -291,10 +291,11 @@ class TrainingPanel:
 
     def _show_command(self) -> None:
         look = "background:#f5f5f5; padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "
-        look += "white-space:pre-wrap; word-break:normal; overflow-wrap:anywhere"
+        look += "white-space:pre-wrap; word-break:normal; overflow-x:auto"
+        words = (f"<span style='white-space:nowrap'>{html.escape(word)}</span>" for word in self.command().split(" "))
         self.commandline.value = (
             "<div style='line-height:1.4'>The same run from a terminal in the project's folder:</div>"
-            f"<pre style='{look}'>{html.escape(self.command())}</pre>"
+            f"<pre style='{look}'>{' '.join(words)}</pre>"
         )
 
 
