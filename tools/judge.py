@@ -48,8 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     print(mean_table(long).T.to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))
     print("\nGap closed = (student - best expert) / (teacher - best expert), with a 95 % interval over seeds:\n")
     print(closed.to_string(index=False, float_format=lambda v: f"{v:.2f}", na_rep="-"))
-    figure = save_figure(judgement_figure(long), a.figure, out=os.path.relpath(a.out), seeds=a.seeds, steps=config.steps)
-    print(f"\nfigure: {os.path.relpath(figure)}   table: {os.path.relpath(a.out)}/judgement.csv")
+    out = os.path.relpath(a.out)
+    figure = save_figure(judgement_figure(long), a.figure, out=out, seeds=a.seeds, steps=config.steps)
+    print(f"\nfigure: {os.path.relpath(figure)}   table: {out}/judgement.csv")
     return 0
 
 
