@@ -9,6 +9,7 @@ from common import EXPERTS, TOKENS, B, Data, Row, in_turns, planner, sampling  #
 import numpy as np
 from bench_rivals import write_zarr
 
+from rgb2pc_lib import system
 from rgb2pc_lib.mapped import Frames
 
 TARGETS = {"packed": {64: 2.5, 256: 2.0, 1024: 1.5}, "pt": {64: 3.0, 256: 2.2, 1024: 1.6}}
@@ -18,12 +19,14 @@ NAMES = {"packed": "packed", "pt": "straight from .pt", "zarr": "from zarr"}
 def rows(data: Data, rounds: int, small: int):
     """Ratios by form and K, pages in cache; the larger data show what ten times the size changes."""
     write_zarr(data, small)
+    system.keep_freed_memory()  # as every training does
     for episodes in dict.fromkeys((small, data.episodes)):
         for form in ("pt", "packed"):  # one after the other, as they are used: what stays mapped has its limit
             Frames.give_back(0)
             gatherer = sampling.Gatherer(data.samples(form, episodes))
             for tokens in TOKENS:
-                yield from _at(form, gatherer, tokens, rounds, episodes)
+                as_many_bytes = max(rounds * TOKENS[2] // tokens, 1)
+                yield from _at(form, gatherer, tokens, as_many_bytes, episodes)
     gatherer = sampling.Gatherer(data.samples("zarr", small, warm=False))
     for tokens in TOKENS[:3]:  # seconds a batch: one is enough
         yield from _at("zarr", gatherer, tokens, 1, small)

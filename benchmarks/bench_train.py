@@ -59,7 +59,7 @@ def _step(gatherer, tokens: int, fusion: str, amp: bool, rounds: int):
     works = {"peak": lambda _: a @ b, "step": lambda n: learner.step(n, iter([batch]))}
     for work in works.values():
         work(0)
-    seconds = in_turns(works, rounds, time.thread_time)
+    seconds = in_turns(works, max(rounds * 512 // tokens, rounds), time.thread_time)
     peak = 2 * PEAK**3 / seconds["peak"]
     size = f"K={tokens}, {fusion}"
     kind = "bf16" if amp else "fp32"

@@ -23,7 +23,7 @@ import bench_rivals
 import bench_train
 import picture
 
-PARTS = ("gather", "rivals", "disk", "open", "train")
+PARTS = ("open", "disk", "gather", "rivals", "train")  # memory is measured before freed memory is kept
 GB_AN_EPISODE = 0.47
 
 
@@ -44,14 +44,14 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     data = Data(folder, args.episodes).write()
     print(f"{args.episodes} episodes written in {time.perf_counter() - start:.0f} s; load {load()}", flush=True)
     parts = {
+        "open": lambda: bench_open.rows(folder),
+        "disk": lambda: bench_disk.rows(data, small),
         "gather": lambda: bench_gather.rows(data, args.rounds, small),
         "rivals": lambda: bench_rivals.rows(data, small),
-        "disk": lambda: bench_disk.rows(data, small),
-        "open": lambda: bench_open.rows(folder),
         "train": lambda: bench_train.rows(data, max(args.rounds // 3, 3), small),
     }
     rows = []
-    for name in args.only:
+    for name in [part for part in PARTS if part in args.only]:
         start = time.perf_counter()
         for row in parts[name]():
             print(row, flush=True)

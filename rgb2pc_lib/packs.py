@@ -102,6 +102,11 @@ class FeaturePack:
     def grid(self) -> tuple[int, int]:
         return self.shape[2:4]
 
+    @functools.cached_property
+    def layout(self) -> tuple:
+        """Grid and box: packs with the same have the same cell under a position."""
+        return self.grid, self.box
+
     @property
     def channels(self) -> int:
         return self.shape[4]
@@ -199,13 +204,17 @@ def grid_coordinates(positions: np.ndarray, grid: tuple[int, int], box: tuple) -
     >>> grid_coordinates(np.array([1 / 49, 0.5]), (10, 49), (0.0, 0.0, 1.0, 1.0))
     array([1., 5.])
     """
-    x0, y0, x1, y1 = box
-    return np.round((positions - np.array([x0, y0])) / np.array([x1 - x0, y1 - y0]) * np.array(grid[::-1]), 9)
+    positions = np.asarray(positions, float)
+    places = np.empty(positions.shape)
+    for axis, cells in enumerate(grid[::-1]):  # x, then y
+        start, end = box[axis], box[axis + 2]
+        np.multiply(positions[..., axis] - start, cells / (end - start), out=places[..., axis])
+    return np.round(places, 9, out=places)
 
 
 def grid_cells(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Row-major cell `[...]` under places `[..., 2]` of a grid; -1 outside."""
-    col, row = np.moveaxis(np.floor(places).astype(np.int64), -1, 0)
+    col, row = np.floor(places[..., 0]).astype(np.int64), np.floor(places[..., 1]).astype(np.int64)
     h, w = grid
     return np.where((col >= 0) & (col < w) & (row >= 0) & (row < h), row * w + col, -1)
 

@@ -154,6 +154,7 @@ class Gatherer:
         self.teacher_row = np.full(len(table), -1)
         self.teacher_row[rows] = np.arange(len(rows))
         self.table = teacher_table(list(self.files.values()))  # [rows, E]
+        self.places: dict[str, dict[int, tuple]] = {name: {} for name in self.experts}  # of rows read before
 
     @functools.cached_property
     def store(self) -> Resident | None:  # filled when the first batch is gathered
@@ -228,15 +229,22 @@ class Gatherer:
         """expert -> for each sample the (pack, place) of its members' frames, which the system is told to fetch."""
         located = {}
         for name in self.experts:
-            packs, rows = self.packs[name], self.samples.expert_rows[name][plan.samples].tolist()  # [B, S]
+            rows = self.samples.expert_rows[name][plan.samples].tolist()  # [B, S]
             located[name] = [
-                [((p := packs[self.keys[r]]), p.where(self.steps[r], self.frame_copy, draw)) for r in sample if r >= 0]
+                [self.places[name].get(r) or self._place(name, r, draw) for r in sample if r >= 0]
                 for sample, draw in zip(rows, plan.draws.tolist(), strict=True)
             ]
             for sample in located[name] if self.store is None else ():
                 for pack, place in sample:
                     pack.will_need(place)
         return located
+
+    def _place(self, name: str, row: int, draw: float) -> tuple:
+        pack = self.packs[name][self.keys[row]]
+        found = pack, pack.where(self.steps[row], self.frame_copy, draw)
+        if self.frame_copy != "random":
+            self.places[name][row] = found
+        return found
 
     def gather(self, plan: Plan, buffers: dict, located: dict | None = None) -> Batch:
         """Read one batch into `buffers` (expert -> array, made on first use)."""
@@ -300,16 +308,15 @@ class Gatherer:
 
 def _cells(packs: list, positions: np.ndarray, known: dict) -> np.ndarray:
     """Cells `[B, K]` of each sample's pack under its positions; experts with the same grid and box share them."""
-    layouts: dict[tuple, list[int]] = {}
-    for b, pack in enumerate(packs):
-        layouts.setdefault((pack.grid, pack.box), []).append(b)
-    key = next(iter(layouts))
-    if len(layouts) == 1:
-        if key not in known:
-            known[key] = packs[0].cells(positions)
-        return known[key]
+    layouts = [pack.layout for pack in packs]
+    first = layouts[0]
+    if layouts.count(first) == len(layouts):
+        if first not in known:
+            known[first] = packs[0].cells(positions)
+        return known[first]
     cells = np.empty(positions.shape[:2], np.int64)
-    for alike in layouts.values():
+    for layout in set(layouts):
+        alike = [b for b, other in enumerate(layouts) if other == layout]
         cells[alike] = packs[alike[0]].cells(positions[alike])
     return cells
 

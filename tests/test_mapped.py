@@ -88,9 +88,9 @@ def test_frames_that_vanished_from_memory_are_asked_for_again(tmp_path, asked, m
         pack.will_need((0, 0))
     assert not wanted
     there = False  # the system ran short of memory
-    for _ in range(8):
+    for _ in range(32):
         pack.will_need((0, 0))
-    assert wanted, "one in eight is looked at"
+    assert wanted, "one in 32 is looked at"
     before = len(wanted)
     for _ in range(4):
         pack.will_need((0, 0))

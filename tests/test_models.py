@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from rgb2pc_lib import models
 from rgb2pc_lib.models import Student, place_features
 
 CHANNELS = {"a": 8, "b": 5, "c": 6}
@@ -129,6 +130,24 @@ def test_the_embedding_knows_where_tokens_lie():
     model, (tokens, present, positions) = student("moe"), batch()
     moved = model(tokens, present, (positions + 0.3) % 1)
     assert not torch.allclose(moved.embedding, model(tokens, present, positions).embedding, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_tokens_are_normalised_in_blocks_as_a_layer_norm_does(dtype, monkeypatch):
+    """Blocks that do not divide the rows; values far from zero, where a careless variance fails; constant tokens."""
+    monkeypatch.setattr(models, "_CACHED", 3 * 64)
+    norm = torch.nn.LayerNorm(64, elementwise_affine=False)
+    draws = torch.Generator().manual_seed(0)
+    tokens = (torch.randn(4, 7, 64, generator=draws) + 300 * torch.arange(4)[:, None, None]).to(dtype)
+    tokens[1, 2] = 5.0
+    before = tokens.clone()
+    expected = norm.double()(tokens.double())
+    found = models.normalised(tokens, norm, torch.float32)
+    assert found.dtype == torch.float32 and (found - expected).abs().max() < 1e-3  # 900 +- 1 in fp32: 1e-7 * 900
+    assert (found - expected)[0].abs().max() < 2e-6 and torch.equal(tokens, before)
+    assert torch.equal(found[1, 2], torch.zeros(64))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(models.normalised(tokens, norm, torch.float32), found.bfloat16())
 
 
 def test_unknown_fusion():
