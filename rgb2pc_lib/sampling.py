@@ -130,6 +130,7 @@ class Gatherer:
     `frame_copy` chooses among the copies of a frame ("middle", "last", "random").
     `teacher_points` > 0 averages that many random points per step instead of using the table of all.
     `resident` keeps all frames in the device's memory and gathers there (none: on a GPU, where they fit).
+    Raises InputError where a pack holds another copy of the frames only.
 
     >>> for batch in Gatherer(samples).run(plans):  # doctest: +SKIP
     ...     student(batch.tokens, batch.present, batch.positions)
@@ -148,6 +149,13 @@ class Gatherer:
         self.keys = list(zip(table["task"], table["episode"], strict=True))
         self.steps = table["step"].tolist()
         self.packs, self.experts = pairing.packs, list(samples.expert_rows)
+        for pack in (p for name in self.experts for p in self.packs[name].values()):
+            only = pack.meta.get("frame_copy", frame_copy)
+            if only != frame_copy:
+                raise InputError(
+                    f"{pack.path}: was packed with one copy of each frame, {only!r}, and {frame_copy!r} is asked for; "
+                    f"give --frame_copy {only}, or the pack with all windows"
+                )
         episodes = {self.keys[r] for r in np.unique(samples.teacher_rows[samples.teacher_rows >= 0])}
         rows = [r for r in np.flatnonzero(table["teacher"] == "ok").tolist() if self.keys[r] in episodes]
         self.files = {r: pairing.teacher[self.keys[r]][self.steps[r]] for r in rows}  # loose pairing may draw any

@@ -186,6 +186,15 @@ def test_the_copy_of_a_frame_is_the_policys(samples, copy):
     assert spread > 1 if copy == "random" else spread == 1
 
 
+@pytest.mark.parametrize("asked", ["middle", "random"])
+def test_a_pack_of_other_copies_is_refused(samples, asked, monkeypatch):
+    pack = samples.pairing.packs["wide"]["push", "ep_0"]
+    monkeypatch.setitem(pack.meta, "frame_copy", "last")
+    with pytest.raises(InputError, match=rf"ep_0.pt.*'last', and '{asked}' is asked for; give --frame_copy last"):
+        Gatherer(samples, frame_copy=asked)
+    Gatherer(samples, frame_copy="last")
+
+
 def test_dropping_ends(samples):
     late = planner(samples, drop=0.9, drop_batches=3)
     assert not late(2).keep.all() and late(3).keep.all()
