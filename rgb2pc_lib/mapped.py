@@ -7,6 +7,7 @@ system's cache of the files, not memory of this process: the system takes it bac
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -77,7 +78,7 @@ class Frames:
 
     _kept: dict[tuple[weakref.ref, int], int] = {}  # (Frames, number) -> bytes, the longest mapped first
     _bytes = 0  # of those
-    _trusted = 0  # how often a mapped frame was asked for
+    _asked = itertools.count()  # how often a mapped frame was asked for
     _lock = threading.Lock()
 
     def __init__(self, array: np.ndarray, tells_cache: bool):
@@ -100,8 +101,7 @@ class Frames:
         when that one is gone, the system is short of memory and all have to be asked for again.
         """
         kept = self.kept[number]
-        Frames._trusted += kept
-        if kept and Frames._trusted % 32:
+        if kept and next(Frames._asked) % 32:
             return
         start = self.start + number * self.size
         if self.tells_cache and system.in_memory(start + self.size // 2):

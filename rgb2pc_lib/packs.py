@@ -14,6 +14,7 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +58,17 @@ def list_packs(root: Path) -> dict[tuple[str, str], Path]:
                 raise InputError(f"{path}: this episode also exists as {found[key].name}; keep one of the two")
             found[key] = path
     return found
+
+
+class Layout(NamedTuple):
+    """A grid and the part of the image that it covers: where these are the same, so are the cells under positions."""
+
+    grid: tuple[int, int]  # H, W
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of the image
+
+    def cells(self, positions: np.ndarray) -> np.ndarray:
+        """Cell index (row-major) under each position `[..., 2]` = (x, y) of the original image; -1 outside the box."""
+        return grid_cells(grid_coordinates(positions, self.grid, self.box), self.grid)
 
 
 @dataclass(eq=False)
@@ -103,9 +115,8 @@ class FeaturePack:
         return self.shape[2:4]
 
     @functools.cached_property
-    def layout(self) -> tuple:
-        """Grid and box: packs with the same have the same cell under a position."""
-        return self.grid, self.box
+    def layout(self) -> Layout:
+        return Layout(self.grid, self.box)
 
     @property
     def channels(self) -> int:
@@ -143,14 +154,15 @@ class FeaturePack:
 
     def cells(self, positions: np.ndarray) -> np.ndarray:
         """Cell index (row-major) under each position `[..., 2]` = (x, y) of the original image; -1 outside the box."""
-        return grid_cells(grid_coordinates(positions, self.grid, self.box), self.grid)
+        return self.layout.cells(positions)
+
+    def number(self, place: tuple[int, int]) -> int:
+        """Of the frame at (window, frame), among the `frames`."""
+        return place[0] * self.shape[1] + place[1]
 
     def read(self, place: tuple[int, int], cells: np.ndarray, out: np.ndarray) -> None:
         """Copy the tokens of `cells [K]` at (window, frame) into `out [K, C]`; cells of -1 get an arbitrary token."""
-        if self._mapped:
-            self._mapped.read(place[0] * self.shape[1] + place[1], cells, out)
-        else:
-            np.take(self._frame(place), cells, axis=0, out=out, mode="clip")
+        self.frames.read(self.number(place), cells, out)
 
     def tokens(self, step: str, positions: np.ndarray, copy: str = "middle") -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`."""
@@ -170,21 +182,33 @@ class FeaturePack:
 
     def will_need(self, place: tuple[int, int]) -> None:
         """Tell the system that a frame is read soon, unless it is in memory already."""
-        if self._mapped:
-            self._mapped.will_need(place[0] * self.shape[1] + place[1])
+        self.frames.will_need(self.number(place))
 
     @functools.cached_property
-    def _mapped(self) -> Frames | None:
-        """The frames, if they are a plain map of the file: only of that the system is advised."""
+    def frames(self) -> Frames | _Unmapped:
+        """All frames by number; advised about where they are a plain map of the file."""
         array = self.features
         if os.name != "posix" or not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
-            return None
+            return _Unmapped(self)
         return Frames(array.reshape(-1, self.grid[0] * self.grid[1], self.channels), os.access(self.path, os.W_OK))
 
     def _frame(self, place):  # [H*W, C]
         w, t = place
         frame = self.features[w, t] if isinstance(self.features, np.ndarray) else _zarr_window(self, w)[t]
         return frame.reshape(-1, frame.shape[-1])
+
+
+class _Unmapped:
+    """Frames of zarr, or of features that are no plain map of a file: the system is told nothing about them."""
+
+    def __init__(self, pack: FeaturePack):
+        self.pack = pack
+
+    def read(self, number: int, rows: np.ndarray, out: np.ndarray) -> None:
+        np.take(self.pack._frame(divmod(number, self.pack.shape[1])), rows, axis=0, out=out, mode="clip")
+
+    def will_need(self, number: int) -> None:
+        pass
 
 
 def choose(places: list[tuple[int, int]], copy: str, frames: int) -> tuple[int, int]:

@@ -12,11 +12,14 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.mapped import Frames
+from rgb2pc_lib.packs import FeaturePack, Layout
 from rgb2pc_lib.pairing import Samples
 from rgb2pc_lib.resident import Resident, fits
 from rgb2pc_lib.teacher import subsampled_mean, teacher_table
@@ -33,6 +36,15 @@ class Plan:
     keep: np.ndarray  # [B, M] False where an expert is dropped on purpose
     seed: int  # for what is drawn while gathering (teacher points)
     points: np.ndarray | None = None  # [B, P, F] what is known of the points at the last P positions, for alignment
+
+
+class Place(NamedTuple):
+    """Where a step's frame of one expert is read."""
+
+    pack: FeaturePack
+    layout: Layout  # of the pack; these two stand here so that gathering asks each pack once
+    frames: Frames
+    number: int  # among the frames
 
 
 @dataclass
@@ -82,6 +94,7 @@ class Planner:
         self.all_samples, self.index, self.batch, self.tokens = samples, index, batch, tokens
         self.seed, self.drop, self.drop_batches, self.strict = seed, drop, drop_batches, strict
         self.grid = samples.pairing.finest_grid
+        self._last: tuple = None, None  # epoch and its order
         if not strict:
             table = samples.pairing.table
             has = table["teacher"] == "ok"
@@ -92,8 +105,7 @@ class Planner:
 
     def __call__(self, n: int) -> Plan:
         per_epoch = len(self.index) // self.batch
-        order = np.random.default_rng([self.seed, 1, n // per_epoch]).permutation(self.index)
-        chosen = order[n % per_epoch * self.batch :][: self.batch]
+        chosen = self._order(n // per_epoch)[n % per_epoch * self.batch :][: self.batch]
         rng = np.random.default_rng([self.seed, 2, n])
         if self.tokens >= self.grid[0] * self.grid[1]:
             positions = np.broadcast_to(lattice(self.grid), (self.batch, self.grid[0] * self.grid[1], 2))
@@ -108,6 +120,13 @@ class Planner:
         if not self.strict:  # any step of the episode that the sample's teacher is from: its own, unless shuffled
             teacher = np.array([[rng.choice(self.choices[self.episode_of[r]])] for r in teacher.max(1)])
         return Plan(chosen, teacher, positions, rng.random(self.batch), keep, int(rng.integers(2**31)))
+
+    def _order(self, epoch: int) -> np.ndarray:  # of all samples; the last one is kept, as it takes long where many
+        known, order = self._last
+        if known != epoch:
+            order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.index)
+            self._last = epoch, order
+        return order
 
 
 def ordered_plans(samples: Samples, index: np.ndarray, batch: int, positions: np.ndarray) -> Iterator[Plan]:
@@ -162,7 +181,7 @@ class Gatherer:
         self.teacher_row = np.full(len(table), -1)
         self.teacher_row[rows] = np.arange(len(rows))
         self.table = teacher_table(list(self.files.values()))  # [rows, E]
-        self.places: dict[str, dict[int, tuple]] = {name: {} for name in self.experts}  # of rows read before
+        self.places: dict[str, dict[int, Place]] = {name: {} for name in self.experts}  # of rows read before
 
     @functools.cached_property
     def store(self) -> Resident | None:  # filled when the first batch is gathered
@@ -233,8 +252,8 @@ class Gatherer:
         if error:
             raise error
 
-    def _locate(self, plan: Plan) -> dict[str, list[list[tuple]]]:
-        """expert -> for each sample the (pack, place) of its members' frames, which the system is told to fetch."""
+    def _locate(self, plan: Plan) -> dict[str, list[list[Place]]]:
+        """expert -> for each sample the places of its members' frames, which the system is told to fetch."""
         located = {}
         for name in self.experts:
             rows = self.samples.expert_rows[name][plan.samples].tolist()  # [B, S]
@@ -243,13 +262,13 @@ class Gatherer:
                 for sample, draw in zip(rows, plan.draws.tolist(), strict=True)
             ]
             for sample in located[name] if self.store is None else ():
-                for pack, place in sample:
-                    pack.will_need(place)
+                for place in sample:
+                    place.frames.will_need(place.number)
         return located
 
-    def _place(self, name: str, row: int, draw: float) -> tuple:
+    def _place(self, name: str, row: int, draw: float) -> Place:
         pack = self.packs[name][self.keys[row]]
-        found = pack, pack.where(self.steps[row], self.frame_copy, draw)
+        found = Place(pack, pack.layout, pack.frames, pack.number(pack.where(self.steps[row], self.frame_copy, draw)))
         if self.frame_copy != "random":
             self.places[name][row] = found
         return found
@@ -260,7 +279,7 @@ class Gatherer:
         present = np.repeat(plan.keep[:, None, :], plan.positions.shape[1], 1)  # [B, K, M]
         tokens, cells = {}, {}
         for m, name in enumerate(self.experts):
-            at = _cells([sample[0][0] for sample in located[name]], plan.positions, cells)  # [B, K]
+            at = _cells([sample[0].layout for sample in located[name]], plan.positions, cells)  # [B, K]
             present[:, :, m] &= at >= 0
             if self.store is None:
                 tokens[name] = self._gather_expert(name, located[name], at, buffers)
@@ -286,16 +305,15 @@ class Gatherer:
         )
 
     def _gather_expert(self, name, located, cells, buffers):
-        first = located[0][0][0]
+        first = located[0][0].pack
         out = _buffer(buffers, name, (*cells.shape, first.channels), first.dtype, self.device)
         for row, at, sample in zip(out, cells, located, strict=True):
-            pack, place = sample[0]
-            pack.read(place, at, row)
+            sample[0].frames.read(sample[0].number, at, row)
             if len(sample) > 1:  # a window: the mean over its frames
                 scratch = np.empty_like(row)
                 total = _floats(row, first.dtype)
-                for pack, place in sample[1:]:
-                    pack.read(place, at, scratch)
+                for place in sample[1:]:
+                    place.frames.read(place.number, at, scratch)
                     total += _floats(scratch, first.dtype)
                 torch.from_numpy(row).view(first.dtype).copy_(total / len(sample))
         return torch.from_numpy(out).view(first.dtype)
@@ -314,18 +332,17 @@ class Gatherer:
         return moved, sent
 
 
-def _cells(packs: list, positions: np.ndarray, known: dict) -> np.ndarray:
-    """Cells `[B, K]` of each sample's pack under its positions; experts with the same grid and box share them."""
-    layouts = [pack.layout for pack in packs]
+def _cells(layouts: list[Layout], positions: np.ndarray, known: dict) -> np.ndarray:
+    """Cells `[B, K]` of each sample's pack under its positions; experts with the same layout share them."""
     first = layouts[0]
     if layouts.count(first) == len(layouts):
         if first not in known:
-            known[first] = packs[0].cells(positions)
+            known[first] = first.cells(positions)
         return known[first]
     cells = np.empty(positions.shape[:2], np.int64)
     for layout in set(layouts):
         alike = [b for b, other in enumerate(layouts) if other == layout]
-        cells[alike] = packs[alike[0]].cells(positions[alike])
+        cells[alike] = layout.cells(positions[alike])
     return cells
 
 

@@ -420,7 +420,7 @@ def test_a_frame_that_is_not_in_memory_is_fetched_ahead(tmp_path):
         time.sleep(0.01)
     assert fetched(1, 3) and not fetched(3, 7), "that frame, not the others"
     asked = []
-    pack._mapped.tells_cache = True
+    pack.frames.tells_cache = True
     real = system.libc()
     fake = type("libc", (), {"madvise": lambda self, *a: asked.append(a), "mincore": real.mincore})()
     with pytest.MonkeyPatch.context() as patch:
