@@ -42,9 +42,13 @@ def test_what_is_written_holds_every_row(tmp_path):
     assert [Row(**{k: v for k, v in r.items() if k != "kept"}) for r in content["rows"]] == rows
 
 
-def test_turns_are_medians_of_each_work():
-    clock = iter([0, 1, 10, 30, 100, 103, 200, 250, 300, 302, 400, 410])
-    assert in_turns({"a": int, "b": int}, 3, lambda: next(clock)) == {"a": 2, "b": 20}
+def test_turns_are_lower_quartiles_of_each_work():
+    a, b = [3, 90, 1, 2, 70], [30, 10, 20, 900, 800]  # seconds
+    ends = np.cumsum(np.ravel([[0, x, 0, y] for x, y in zip(a, b, strict=True)]))
+    clock, order = iter(ends.tolist()), []
+    works = {"a": lambda n: order.append(("a", n)), "b": lambda n: order.append(("b", n))}
+    assert in_turns(works, 5, lambda: next(clock)) == {"a": 2, "b": 20}
+    assert order == [(name, n) for n in range(5) for name in "ab"]
 
 
 def test_the_rival_reads_the_frame_that_we_read(tmp_path, monkeypatch):
