@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from common import EXPERTS, Row, memory, need_disk, peak_growth, sampling, write_teacher  # isort: skip
@@ -99,8 +100,8 @@ def _packs(root: Path):
         seconds[windows] = float(np.median(times))
         size = f"{pack.nbytes / 1e9:.1f} GB pack"
         yield Row("open", "opening a pack, ms of processor time", size, seconds[windows] * 1e3, 50)
-        with multiprocessing.get_context("spawn").Pool(1) as fresh:  # whose memory holds nothing else
-            batch, grown, resident = fresh.apply(_batches, (folder,))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # whose memory holds nothing else
+            batch, grown, resident = fresh.submit(_batches, folder).result()
         own.append(grown)
         yield Row("open", "own memory of 8 batches / a batch", size, grown / batch, 1.5)
         limit = mapped.KEPT / 2**20 + 1.5 * batch

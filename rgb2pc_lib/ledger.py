@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -129,8 +130,8 @@ class OnnxEmbedder:
 
 
 def _alone(folder: Path, image: np.ndarray) -> dict[str, float]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, (str(folder), image))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(_measure, str(folder), image).result()
 
 
 def _measure(folder: str, image: np.ndarray) -> dict[str, float]:
