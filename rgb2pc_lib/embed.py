@@ -20,7 +20,7 @@ from rgb2pc_lib.encoders.images import ImageEncoder, load_encoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.frames import in_batches, read_frames, resized
 from rgb2pc_lib.models import Student
-from rgb2pc_lib.packs import choose, grid_cells, grid_coordinates
+from rgb2pc_lib.packs import Layout, choose
 from rgb2pc_lib.pairing import OK, Pairing, Samples, pair, refuse_broken
 from rgb2pc_lib.runs import Run, write_atomic
 from rgb2pc_lib.sampling import Gatherer, embedding_lattice
@@ -116,7 +116,7 @@ def _through_experts(
     for m, (name, encoder) in enumerate(encoders.items()):
         grids = _one_copy(encoder, images, copy, window, stride).to(device)  # [B, Hf, Wf, C]
         view = views[name]
-        cells = torch.from_numpy(grid_cells(grid_coordinates(at, view.grid, view.box), view.grid)).to(device)  # [K]
+        cells = torch.from_numpy(Layout(view.grid, view.box).cells(at)).to(device)  # [K]
         tokens[name] = grids.flatten(1, 2)[:, cells.clamp(min=0)]  # [B, K, C]
         present[:, :, m] &= cells >= 0
     positions = torch.tensor(at, dtype=torch.float32, device=device).expand(len(images), -1, -1)

@@ -180,10 +180,6 @@ class FeaturePack:
         self.read(place, np.arange(len(rows)), rows)
         return torch.from_numpy(rows).view(self.dtype).view(*self.grid, self.channels)
 
-    def will_need(self, place: tuple[int, int]) -> None:
-        """Tell the system that a frame is read soon, unless it is in memory already."""
-        self.frames.will_need(self.number(place))
-
     @functools.cached_property
     def frames(self) -> Frames | _Unmapped:
         """All frames by number; advised about where they are a plain map of the file."""

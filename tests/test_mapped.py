@@ -85,13 +85,13 @@ def test_frames_that_vanished_from_memory_are_asked_for_again(tmp_path, asked, m
     monkeypatch.setattr(system, "in_memory", lambda address: there)
     pack.read((0, 0), np.zeros(1, int), np.empty((1, 64), np.float16))
     for _ in range(20):
-        pack.will_need((0, 0))
+        pack.frames.will_need(pack.number((0, 0)))
     assert not wanted
     there = False  # the system ran short of memory
     for _ in range(32):
-        pack.will_need((0, 0))
+        pack.frames.will_need(pack.number((0, 0)))
     assert wanted, "one in 32 is looked at"
     before = len(wanted)
     for _ in range(4):
-        pack.will_need((0, 0))
+        pack.frames.will_need(pack.number((0, 0)))
     assert len(wanted) == before + 4 and len(asked) == 1, "and then all"

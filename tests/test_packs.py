@@ -112,7 +112,7 @@ def test_features_that_are_views(tmp_path, odd):
     for _ in range(20):
         neighbours = [np.ones(int(rng.integers(10, 3000))) for _ in range(100)]
         del neighbours[::3]
-        pack.will_need((1, 0))
+        pack.frames.will_need(pack.number((1, 0)))
         pack.read((1, 0), np.arange(5), out)
         assert np.array_equal(out, written[1, 0].flatten(0, 1)[:5].numpy())
         assert all((n == 1).all() for n in neighbours)
@@ -159,7 +159,7 @@ def test_zarr_reads_like_pt(tmp_path, version, dtype):
             assert np.array_equal(pack.frame(step, copy).numpy(), tokens[i])
         assert np.array_equal(pack.tokens(step, lattice((2, 3)))[0].numpy(), tokens[i].reshape(6, 5))
         out = np.empty((2, 5), dtype)
-        pack.will_need(pack.where(step))
+        pack.frames.will_need(pack.number(pack.where(step)))
         pack.read(pack.where(step), np.array([4, 1]), out)
         assert np.array_equal(out, tokens[i].reshape(6, 5)[[4, 1]])
     assert tiny.contents(tmp_path) == before
@@ -393,7 +393,7 @@ def test_resident_memory_stays_within_its_limit(tmp_path, monkeypatch):
     pack = FeaturePack.open(path)
     for w in range(8):
         for t in range(8):
-            pack.will_need((w, t))
+            pack.frames.will_need(pack.number((w, t)))
             pack.read((w, t), cells, out)
             assert not out.any()
     assert resident() - before < 20e6
@@ -414,7 +414,7 @@ def test_a_frame_that_is_not_in_memory_is_fetched_ahead(tmp_path):
 
     if fetched(1, 3):
         pytest.skip("this file system keeps its files in memory")
-    pack.will_need((1, 3))
+    pack.frames.will_need(pack.number((1, 3)))
     end = time.monotonic() + 10
     while not fetched(1, 3) and time.monotonic() < end:
         time.sleep(0.01)
@@ -425,7 +425,7 @@ def test_a_frame_that_is_not_in_memory_is_fetched_ahead(tmp_path):
     fake = type("libc", (), {"madvise": lambda self, *a: asked.append(a), "mincore": real.mincore})()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(system, "libc", lambda: fake)
-        pack.will_need((1, 3))
+        pack.frames.will_need(pack.number((1, 3)))
         assert not asked, "in memory already"
-        pack.will_need((3, 7))
+        pack.frames.will_need(pack.number((3, 7)))
         assert len(asked) == 1
