@@ -85,13 +85,13 @@ class Frames:
         """`tells_cache`: the system tells what is in its cache only of files that one may write."""
         self.array, self.tells_cache = array, tells_cache
         self.start, self.size = array.ctypes.data, array[0].nbytes
-        self.kept = bytearray(len(array))  # 1 where a frame is mapped
+        self.mapped = bytearray(len(array))  # 1 where a frame is mapped
         self.itself = weakref.ref(self)
 
     def read(self, number: int, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows `[K]` of a frame into `out [K, C]`; rows beyond it are taken from its ends."""
         self.array[number].take(rows, 0, out, "clip")
-        if not self.kept[number]:
+        if not self.mapped[number]:
             self._keep(number)
 
     def will_need(self, number: int) -> None:
@@ -100,21 +100,21 @@ class Frames:
         Asking the system costs as much as copying some tokens, so of the frames that are mapped one in 32 is asked for;
         when that one is gone, the system is short of memory and all have to be asked for again.
         """
-        kept = self.kept[number]
-        if kept and next(Frames._asked) % 32:
+        mapped = self.mapped[number]
+        if mapped and next(Frames._asked) % 32:
             return
         start = self.start + number * self.size
         if self.tells_cache and system.in_memory(start + self.size // 2):
             return
         system.will_need(start, self.size)
-        if kept and self.tells_cache:
+        if mapped and self.tells_cache:
             Frames.give_back(0)
 
     def _keep(self, number: int) -> None:
         with Frames._lock:
             Frames._bytes += self.size - Frames._kept.get((self.itself, number), 0)
             Frames._kept[self.itself, number] = self.size
-            self.kept[number] = 1
+            self.mapped[number] = 1
         if Frames._bytes > KEPT:
             Frames.give_back(KEPT)
 
@@ -126,5 +126,5 @@ class Frames:
                 reference, number = next(iter(cls._kept))
                 cls._bytes -= cls._kept.pop((reference, number))
                 if frames := reference():  # a map that is gone is never advised about: others may lie there now
-                    frames.kept[number] = 0
+                    frames.mapped[number] = 0
                     system.unmap(frames.start + number * frames.size, frames.size)

@@ -144,13 +144,7 @@ class FeaturePack:
         if copy == "random":
             places = self.copies[step]
             return places[int(draw * len(places))]
-        if (step, copy) not in self._chosen:
-            self._chosen[step, copy] = choose(self.copies[step], copy, self.shape[1])
-        return self._chosen[step, copy]
-
-    @functools.cached_property
-    def _chosen(self) -> dict[tuple[str, str], tuple[int, int]]:  # (step, copy) -> place, as far as asked for
-        return {}
+        return choose(self.copies[step], copy, self.shape[1])
 
     def cells(self, positions: np.ndarray) -> np.ndarray:
         """Cell index (row-major) under each position `[..., 2]` = (x, y) of the original image; -1 outside the box."""

@@ -2,11 +2,10 @@
 """Record simulated episodes: RGB, point clouds and state, from Meta-World's scripted experts (extra ``sim``)."""
 
 import argparse
-import sys
 
 from tqdm import tqdm
 
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.command_line import run_resumable
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -48,11 +47,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    run_resumable(main)
