@@ -9,7 +9,7 @@ from common import EXPERTS, Data, Row, bytes_from_disk, drop_from_cache, planner
 import numpy as np
 import torch
 
-from rgb2pc_lib.mapped import Frames
+from rgb2pc_lib.data.mapped import Frames
 
 BATCH, BATCHES = 8, 3  # frames are large: a few batches are some hundred MB
 

@@ -9,8 +9,8 @@ from common import EXPERTS, TOKENS, B, Data, Row, in_turns, planner, sampling  #
 import numpy as np
 from bench_rivals import write_zarr
 
-from rgb2pc_lib import system
-from rgb2pc_lib.mapped import Frames
+from rgb2pc_lib.data import system
+from rgb2pc_lib.data.mapped import Frames
 
 TARGETS = {"packed": {64: 2.5, 256: 2.0, 1024: 1.5}, "pt": {64: 3.0, 256: 2.2, 1024: 1.6}}
 NAMES = {"packed": "packed", "pt": "straight from .pt", "zarr": "from zarr"}

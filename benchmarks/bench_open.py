@@ -15,11 +15,11 @@ from common import EXPERTS, Row, memory, need_disk, peak_growth, sampling, write
 import numpy as np
 import torch
 
-from rgb2pc_lib import mapped, pack_index
-from rgb2pc_lib.packs import FeaturePack
-from rgb2pc_lib.pairing import pair, select
-from rgb2pc_lib.teacher import teacher_table
-from rgb2pc_lib.workspace import Workspace
+from rgb2pc_lib.data import mapped, pack_index
+from rgb2pc_lib.data.packs import FeaturePack
+from rgb2pc_lib.data.pairing import pair, select
+from rgb2pc_lib.data.teacher import teacher_table
+from rgb2pc_lib.data.workspace import Workspace
 
 H, W, C, T, K = 37, 37, 2048, 8, 256
 EPISODES, FRAMES = (100, 1000), 24

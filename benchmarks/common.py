@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from rgb2pc_lib import pack_index, sampling
-from rgb2pc_lib.convert import as_pack, write_pack
-from rgb2pc_lib.pairing import Samples, pair, select
-from rgb2pc_lib.teacher import teacher_table
-from rgb2pc_lib.workspace import Workspace
+from rgb2pc_lib.data import pack_index, sampling
+from rgb2pc_lib.data.pairing import Samples, pair, select
+from rgb2pc_lib.data.teacher import teacher_table
+from rgb2pc_lib.data.workspace import Workspace
+from rgb2pc_lib.recordings.convert import as_pack, write_pack
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from common import Row
 from matplotlib.figure import Figure
 
-from rgb2pc_lib.plots import save_figure
-from rgb2pc_lib.workspace import PROJECT
+from rgb2pc_lib.data.workspace import PROJECT
+from rgb2pc_lib.views.plots import save_figure
 
 KEPT, MISSED, NONE = "#3b7ea1", "#c8553d", "#b8b8b8"
 

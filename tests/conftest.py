@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from rgb2pc_lib import pack_index
+from rgb2pc_lib.data import pack_index
 
 torch.set_num_threads(1)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
-from rgb2pc_lib.packs import FeaturePack
-from rgb2pc_lib.workspace import PROJECT
+from rgb2pc_lib.data.packs import FeaturePack
+from rgb2pc_lib.data.workspace import PROJECT
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 

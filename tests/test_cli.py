@@ -6,9 +6,9 @@ import sys
 import pytest
 import yaml
 
+from rgb2pc_lib.data.workspace import PROJECT, parse_expert_root
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.runs import Run
-from rgb2pc_lib.workspace import PROJECT, parse_expert_root
+from rgb2pc_lib.learning.runs import Run
 
 TOOL = PROJECT / "tools" / "train_rgb2pc_distill.py"
 FLAGS = (

@@ -10,17 +10,39 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rgb2pc_lib.workspace import PROJECT
+from rgb2pc_lib.data.workspace import PROJECT
 
-LAYERS = [  # arrows run one way: a module imports only from its own layer and those above it
-    {
-        *("errors", "workspace", "ranks", "system", "mapped", "packs", "pack_index", "teacher", "pairing", "resident"),
-        *("sampling", "clouds", "metrics", "geometry", "step_points"),
-    },
-    {"models", "losses", "point_models", "places", "alignment", "objective", "learner", "train", "runs"},
-    {"encoders", "convert", "embed", "frames", "evaluate", "sim", "sim_labels", "importers", "robotwin", "lerobot"}
-    | {"targets", "backbones", "compact", "compress", "ledger", "export", "share"},  # the compact student
+ROOMS = [  # arrows run downwards: a room imports from itself and from the rows below, never from above or beside it
+    ["views/widgets"],
+    ["views"],
+    ["judging"],
+    ["deploy", "checks"],
+    ["encoders", "recordings"],
+    ["learning"],
+    ["data"],
+    [""],  # errors and the command line's shared part
 ]
+LIBRARY = PROJECT / "rgb2pc_lib"
+MODULES = [p for p in sorted(LIBRARY.rglob("*.py")) if p != LIBRARY / "__init__.py"]
+FULL = 16  # modules; a room that holds more wants to be two
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(LIBRARY).parts[:-1]
+    return "/".join(parts)
+
+
+def imports(path: Path):
+    """Every module of the library that a file imports, wherever in the file the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rgb2pc_lib":
+            for name in node.names:  # "from rgb2pc_lib.learning import ranks" names a module, or something in one
+                inner = LIBRARY.joinpath(*node.module.split(".")[1:], f"{name.name}.py")
+                yield inner if inner.exists() else LIBRARY.joinpath(*node.module.split(".")[1:]).with_suffix(".py")
+        elif isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] == "rgb2pc_lib":
+                    yield LIBRARY.joinpath(*name.name.split(".")[1:]).with_suffix(".py")
 
 
 def name_of(requirement: str) -> str:
@@ -53,18 +75,26 @@ def test_every_dependency_has_its_reason():
                 assert "#" in line, f"{file}: no reason beside {line.strip()}"
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "rgb2pc_lib").rglob("*.py")), ids=lambda p: p.name)
-def test_arrows_run_one_way(path):
-    """What a person sees is imported by nobody below it, and data does not import learning."""
-    home = path.relative_to(PROJECT / "rgb2pc_lib").parts[0].removesuffix(".py")
-    level = next((i for i, layer in enumerate(LAYERS) if home in layer), len(LAYERS))
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rgb2pc_lib."):
-            target = node.module.split(".")[1]
-            above = next((i for i, layer in enumerate(LAYERS) if target in layer), len(LAYERS))
-            assert above <= level, f"{path.name} imports {node.module}"
-            if target == "sim":
-                raise AssertionError("the simulator is optional: nothing in the library imports it")
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(LIBRARY)))
+def test_arrows_run_downwards(path):
+    row = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
+    home = room_of(path)
+    for target in imports(path):
+        assert target.exists(), f"{path}: imports {target}"
+        there = room_of(target)
+        assert there == home or row[there] > row[home], f"{home or 'the root'} imports {target.relative_to(LIBRARY)}"
+        if target.name == "sim.py":
+            raise AssertionError("the simulator is optional: nothing in the library imports it")
+
+
+def test_rooms_say_what_they_are_and_are_not_crowded():
+    rooms = sorted({path.parent for path in MODULES} - {LIBRARY})
+    assert {room_of(room / "x.py") for room in rooms} == {room for rooms in ROOMS for room in rooms} - {""}
+    for room in rooms:
+        tree = ast.parse((room / "__init__.py").read_text())
+        assert len(tree.body) == 1 and ast.get_docstring(tree), f"{room}: expected one sentence and nothing else"
+        assert len(list(room.glob("*.py"))) - 1 <= FULL, f"{room.name} is crowded"
+        assert (PROJECT / "tests" / room.relative_to(LIBRARY)).is_dir(), f"{room.name} has no tests of its own"
 
 
 def test_no_file_is_read_unsafely():

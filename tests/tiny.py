@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rgb2pc_lib.clouds import Cloud, write_ply
-from rgb2pc_lib.workspace import Workspace
+from rgb2pc_lib.data.clouds import Cloud, write_ply
+from rgb2pc_lib.data.workspace import Workspace
 
 LATENT, TEACHER_WIDTH, CHANNELS, GRID = 6, 16, {"left": 12, "right": 10}, (4, 4)
 

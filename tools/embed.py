@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rgb2pc_lib.embed import Embedder, embed_frames, save_embeddings
+from rgb2pc_lib.deploy.embed import Embedder, embed_frames, save_embeddings
 from rgb2pc_lib.errors import InputError
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from rgb2pc_lib.command_line import run_resumable
+from rgb2pc_lib.data.workspace import SAMPLE, Workspace
 from rgb2pc_lib.encoders.extract_clouds import ENCODERS, extract_teacher, free_bytes, load_cloud_encoder, plan
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.workspace import SAMPLE, Workspace
 
 
 def parse(argv=None) -> argparse.Namespace:

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from rgb2pc_lib.command_line import run_resumable
-from rgb2pc_lib.importers import SAVE, import_recordings, slug, write_workspace
-from rgb2pc_lib.lerobot import list_lerobot
+from rgb2pc_lib.recordings.importers import SAVE, import_recordings, slug, write_workspace
+from rgb2pc_lib.recordings.lerobot import list_lerobot
 
 
 def parse(argv=None) -> argparse.Namespace:

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from rgb2pc_lib.command_line import run_resumable
-from rgb2pc_lib.importers import SAVE, import_recordings, slug, write_workspace
-from rgb2pc_lib.robotwin import RobotwinOptions, list_robotwin
+from rgb2pc_lib.recordings.importers import SAVE, import_recordings, slug, write_workspace
+from rgb2pc_lib.recordings.robotwin import RobotwinOptions, list_robotwin
 
 
 def parse(argv=None) -> argparse.Namespace:

@@ -13,11 +13,11 @@ import os
 import sys
 from pathlib import Path
 
+from rgb2pc_lib.data.workspace import RUNS, SAMPLE, Workspace
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.evaluate import gap_closed, judge, judged_config, line_up, mean_table
-from rgb2pc_lib.notebook import train_missing
-from rgb2pc_lib.plots import judgement_figure, save_figure
-from rgb2pc_lib.workspace import RUNS, SAMPLE, Workspace
+from rgb2pc_lib.judging.evaluate import gap_closed, judge, judged_config, line_up, mean_table
+from rgb2pc_lib.views.notebook import train_missing
+from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
 
 def main(argv: list[str] | None = None) -> int:

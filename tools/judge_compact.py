@@ -10,12 +10,12 @@ import argparse
 import os
 import sys
 
-from rgb2pc_lib.compact import CompactRun
-from rgb2pc_lib.compact_view import ledger_figure
-from rgb2pc_lib.compress import export_run
+from rgb2pc_lib.deploy.compact import CompactRun
+from rgb2pc_lib.deploy.compress import export_run
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.ledger import advantage_kept, judge
-from rgb2pc_lib.plots import save_figure
+from rgb2pc_lib.judging.ledger import advantage_kept, judge
+from rgb2pc_lib.views.compact import ledger_figure
+from rgb2pc_lib.views.plots import save_figure
 
 
 def main(argv=None) -> int:

@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rgb2pc_lib.convert import DTYPES, convert
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.recordings.convert import DTYPES, convert
 
 
 def parse(argv=None) -> argparse.Namespace:

@@ -27,7 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    from rgb2pc_lib import sim  # not needed for --help, slow, and an optional extra
+    from rgb2pc_lib.recordings import sim  # not needed for --help, slow, and an optional extra
 
     config = sim.RecordConfig(size=args.size, steps=args.steps, points=args.points, frame=args.frame)
     tasks = [sim.task_name(task) for task in args.tasks or sim.SAMPLE_TASKS]

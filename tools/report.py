@@ -15,11 +15,11 @@ from pathlib import Path
 
 import nbformat
 
+from rgb2pc_lib.data.workspace import RUNS, SAMPLE, Workspace, portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.report import Report
-from rgb2pc_lib.report_html import execute, static_copy, write_html
-from rgb2pc_lib.runs import Run, write_atomic
-from rgb2pc_lib.workspace import RUNS, SAMPLE, Workspace, portable
+from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.views.report import Report
+from rgb2pc_lib.views.report_html import execute, static_copy, write_html
 
 
 def main(argv: list[str] | None = None) -> int:

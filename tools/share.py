@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from rgb2pc_lib.deploy.share import share
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.share import share
 
 
 def main(argv=None) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import trange
 
+from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.encoders.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.points import (
     ContrastiveConfig,
@@ -31,7 +32,6 @@ from rgb2pc_lib.encoders.points import (
     save_point_encoder,
 )
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.workspace import CACHE
 
 RECORDED = CACHE / "teacher_clouds"
 

@@ -1,0 +1,1 @@
+"""RGB or clouds become packs and teacher files."""

@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from rgb2pc_lib.data.workspace import natural_key
 from rgb2pc_lib.encoders.encode import BatchSize, encode_frames, frames_encoded, windows
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder
 from rgb2pc_lib.encoders.pack_file import DTYPES, layout, new_pack
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.ranks import rank, shard, world
-from rgb2pc_lib.workspace import natural_key
+from rgb2pc_lib.learning.ranks import rank, shard, world
 
 IMAGES = (".png", ".jpg", ".jpeg")
 # two packs with the same values here came from the same frames in the same way

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rgb2pc_lib.clouds import Cloud, count_points, read_ply
+from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply
+from rgb2pc_lib.data.workspace import natural_key
 from rgb2pc_lib.encoders.encode import out_of_memory
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.ranks import rank, shard
-from rgb2pc_lib.workspace import natural_key
+from rgb2pc_lib.learning.ranks import rank, shard
 
 # encoder -> module of this package that holds a function `load_<encoder>(weights, device, frame) -> CloudEncoder`
 ENCODERS = {"pointnet": "points", "ulip": "ulip", "ulip2": "ulip"}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from rgb2pc_lib.data.mapped import bits, find
+from rgb2pc_lib.data.packs import KEY
 from rgb2pc_lib.encoders.encode import windows
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.mapped import bits, find
-from rgb2pc_lib.packs import KEY
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.encoders.extract_clouds import GREY, CloudEncoder, fingerprint, list_clouds, read_cloud
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.losses import info_nce
-from rgb2pc_lib.models import initialise
-from rgb2pc_lib.workspace import PROJECT
+from rgb2pc_lib.learning.losses import info_nce
+from rgb2pc_lib.learning.models import initialise
 
 WEIGHTS = PROJECT / "data" / "teacher" / "pointnet.safetensors"
 

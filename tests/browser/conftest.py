@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from rgb2pc_lib.workspace import PROJECT
+from rgb2pc_lib.data.workspace import PROJECT
 
 PATIENCE = 120  # seconds that anything may take on a busy machine
 _CHROMIUM = [

@@ -3,10 +3,10 @@
 import pytest
 import tiny
 
-from rgb2pc_lib.evaluate import line_up, train_line_up
-from rgb2pc_lib.report import Report, line_up_runs
-from rgb2pc_lib.report_html import execute, write_html
-from rgb2pc_lib.runs import Config
+from rgb2pc_lib.judging.evaluate import line_up, train_line_up
+from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.views.report import Report, line_up_runs
+from rgb2pc_lib.views.report_html import execute, write_html
 
 TASKS = ("pull", "<img src=x onerror=alert(1)>", "<script>alert(2)<script>")
 EVIL = "</script><script>alert(3)</script>"  # a title may hold what a folder's name cannot

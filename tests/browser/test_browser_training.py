@@ -110,4 +110,3 @@ def test_mistakes_and_running_the_cell_again(nb):
     assert nb.kernel(_THREADS).strip() == "2"
     nb.kernel("panel.close(); other.close()")
     assert nb.kernel(_THREADS).strip() == "0"
-

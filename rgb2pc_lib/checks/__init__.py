@@ -1,0 +1,1 @@
+"""Are the data sound, before anything is trained."""

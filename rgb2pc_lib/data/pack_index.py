@@ -1,0 +1,111 @@
+"""What the packs below a root were found to be, kept in the project's cache: the second opening reads no pack.
+
+An entry counts only while its file has the same size and time of change. Zarr packs, which are many files, are opened
+anew every time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from rgb2pc_lib.data.mapped import Stored
+from rgb2pc_lib.data.packs import FeaturePack, token_box
+from rgb2pc_lib.data.workspace import CACHE
+
+_VERSION = 1
+_SETTLED = 2.0  # seconds; a file younger than that could change again within the same tick of its clock
+
+
+class PackIndex:
+    """Opens the packs of one expert's root, those that it knows without reading them.
+
+    >>> index = PackIndex(Path("features_vggt"))  # doctest: +SKIP
+    >>> packs = [index.open(path, "vggt") for path in list_packs(Path("features_vggt")).values()]  # doctest: +SKIP
+    >>> index.save()  # doctest: +SKIP
+    """
+
+    def __init__(self, root: Path, cache: Path | None = None):
+        self.root = os.path.abspath(root)
+        self.file = (cache or CACHE) / "pack_index" / f"{hashlib.sha256(self.root.encode()).hexdigest()[:16]}.json"
+        self.copies: list[dict[str, list[tuple[int, int]]]] = []  # packs whose frames have the same names share one
+        self.packs: dict[str, list] = {}  # path below the root -> Stored's values, number in copies, meta
+        self.changed = False
+        self._load()
+        self._numbers = {json.dumps(c): n for n, c in enumerate(self.copies)}
+
+    def open(self, path: Path, expert: str = "", raw_size: tuple[int, int] | None = None) -> FeaturePack:
+        """Like FeaturePack.open, with the same errors."""
+        name = os.path.relpath(path, self.root)
+        entry = self.packs.get(name)
+        if entry:
+            offset, shape, stride, dtype, size, changed, number, meta = entry
+            if _state(path) == (size, changed):
+                shape = tuple(shape)
+                stored = Stored(offset, shape, tuple(stride), getattr(torch, dtype), size, changed)
+                box = token_box(meta, shape[2:4], expert, raw_size)
+                return FeaturePack(path, stored, shape, stored.dtype, self.copies[number], box, meta)
+        pack = FeaturePack.open(path, expert, raw_size)
+        if isinstance(pack.source, Stored):
+            self._remember(name, pack)
+        return pack
+
+    def save(self) -> None:
+        """Write what was learned, if anything was. Where the cache cannot be written, nothing is kept."""
+        if not self.changed:
+            return
+        there = {k: v for k, v in self.packs.items() if os.path.exists(os.path.join(self.root, k))}
+        used = sorted({entry[6] for entry in there.values()})
+        content = {
+            "version": _VERSION,
+            "root": self.root,
+            "copies": [self.copies[n] for n in used],
+            "packs": {k: [*v[:6], used.index(v[6]), v[7]] for k, v in there.items()},
+        }
+        partial = self.file.with_name(f"{self.file.stem}.{os.getpid()}.partial")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(content), encoding="utf-8")
+            os.replace(partial, self.file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        self.changed = False
+
+    def _load(self) -> None:
+        try:
+            content = json.loads(self.file.read_text(encoding="utf-8"))
+            if content["version"] == _VERSION and content["root"] == self.root:
+                self.copies = [{k: [tuple(p) for p in places] for k, places in c.items()} for c in content["copies"]]
+                self.packs = content["packs"]
+        except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged: it is made anew
+            self.copies, self.packs = [], {}
+
+    def _remember(self, name: str, pack: FeaturePack) -> None:
+        stored = pack.source
+        try:
+            plain = json.loads(json.dumps(pack.meta)) == pack.meta
+        except (TypeError, ValueError):
+            plain = False
+        if not plain or time.time() - stored.changed / 1e9 < _SETTLED:
+            return
+        number = self._numbers.setdefault(json.dumps(pack.copies), len(self.copies))
+        if number == len(self.copies):
+            self.copies.append(pack.copies)
+        dtype = str(stored.dtype).removeprefix("torch.")
+        self.packs[name] = [*stored[:3], dtype, *stored[4:], number, pack.meta]
+        self.changed = True
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns

@@ -1,0 +1,359 @@
+"""Expert packs: all features of one expert for one episode, opened without being loaded.
+
+A `.pt` pack is parsed with `weights_only=True` and its tensor stays mapped where it lies in the file,
+so a 5 GB pack opens in milliseconds and a batch reads only the tokens it asks for.
+A `.zarr` pack (v2 or v3) is read chunk by chunk through zarr. Layouts: `data/README.md`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from rgb2pc_lib.data import system
+from rgb2pc_lib.data.mapped import Frames, Stored, bits, find
+from rgb2pc_lib.errors import InputError
+
+KEY = "per_frame_features"
+COPIES = ("middle", "last", "random")  # which of the up to T copies of a frame is used
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 2020 begin
+
+# Numpy arrays and numbers inside a torch file are data, not code: the names their pickles need, old and new.
+torch.serialization.add_safe_globals(
+    [(np._core.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    + [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    + [bytes, np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?efdU" + np.typecodes["AllInteger"]}]
+)
+
+
+@functools.lru_cache(4096)  # a frame stands in up to T windows
+def step_name(path: str) -> str:
+    """Name of a step from any path, also one written on Windows or another machine: the last component's stem.
+
+    >>> step_name("D:\\\\data\\\\step_0042.png"), step_name("a/step_0042.ply.ulip_x.pt"), step_name("left.0007.jpg")
+    ('step_0042', 'step_0042', 'left.0007')
+    """
+    return re.sub(r"(\.ply\.ulip_.*|\.[^.]*)$", "", re.split(r"[\\/]", path)[-1])
+
+
+def list_packs(root: Path) -> dict[tuple[str, str], Path]:
+    """(task, episode) -> pack file, for everything of the form `<root>/<task>/<episode>.pt|.zarr`.
+
+    Raises InputError where an episode has both.
+    """
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(root.glob("*/*")):
+        if path.suffix in (".pt", ".zarr"):
+            key = (path.parent.name, path.stem)
+            if key in found:
+                raise InputError(f"{path}: this episode also exists as {found[key].name}; keep one of the two")
+            found[key] = path
+    return found
+
+
+class Layout(NamedTuple):
+    """A grid and the part of the image that it covers: where these are the same, so are the cells under positions."""
+
+    grid: tuple[int, int]  # H, W
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of the image
+
+    def cells(self, positions: np.ndarray) -> np.ndarray:
+        """Cell index (row-major) under each position `[..., 2]` = (x, y) of the original image; -1 outside the box."""
+        return grid_cells(grid_coordinates(positions, self.grid, self.box), self.grid)
+
+
+@dataclass(eq=False)
+class FeaturePack:
+    """One expert, one episode. Frames stand in W windows of T; `features[w, t]` is a grid `[H, W, C]`.
+
+    >>> pack = FeaturePack.open("features_dinov3/door-open/episode_0000.pt")  # doctest: +SKIP
+    >>> pack.tokens("step_0003", np.array([[0.5, 0.5]]))[0].shape  # doctest: +SKIP
+    torch.Size([1, 768])
+    """
+
+    path: Path
+    source: Stored | np.ndarray | object  # where its bytes lie; or the features themselves, a map or zarr
+    shape: tuple[int, int, int, int, int]  # W, T, H, W, C
+    dtype: torch.dtype
+    copies: dict[str, list[tuple[int, int]]]  # step -> where it stands: (window, frame)
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1: part of the image the grid covers, as fractions
+    meta: dict
+
+    @classmethod
+    def open(cls, path: str | Path, expert: str = "", raw_size: tuple[int, int] | None = None) -> FeaturePack:
+        """Open a pack. `raw_size` (height, width) of the RGB frame, in pixels, is needed only to place grids that crop.
+
+        Raises InputError naming the file when it is unreadable, unsafe, or not a pack.
+        """
+        path = Path(path)
+        source, frame_paths, meta, dtype = (open_zarr if path.suffix == ".zarr" else _open_pt)(path)
+        if len(source.shape) != 5 or 0 in source.shape:
+            raise InputError(
+                f"{path}: expected '{KEY}' of shape [W, T, H, W, C], found {list(source.shape)}; re-extract it"
+            )
+        if not isinstance(meta, dict):
+            raise InputError(f"{path}: expected 'meta' to be a dict, found a {type(meta).__name__}; re-extract it")
+        shape = tuple(source.shape)
+        box = token_box(meta, shape[2:4], expert, raw_size)
+        return cls(path, source, shape, dtype, locate(path, frame_paths, shape[:2]), box, meta)
+
+    @property
+    def steps(self) -> list[str]:
+        return list(self.copies)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.shape[2:4]
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        return Layout(self.grid, self.box)
+
+    @property
+    def channels(self) -> int:
+        return self.shape[4]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @functools.cached_property
+    def features(self) -> np.ndarray | object:
+        """`[W, T, H, W, C]`: a read-only map of the file, made on first use, or zarr. bf16 stands as int16 bits."""
+        if not isinstance(self.source, Stored):
+            return self.source
+        array = bits(self.source.map(self.path))
+        if array.flags.c_contiguous:
+            system.read_as_asked(array.ctypes.data, array.nbytes)
+        return array
+
+    def where(self, step: str, copy: str = "middle", draw: float = 0.0) -> tuple[int, int]:
+        """(window, frame) of one copy of a step: nearest its window's middle, the latest in its window, or random.
+
+        `draw` in [0, 1) chooses among the copies for "random".
+        """
+        if copy == "random":
+            places = self.copies[step]
+            return places[int(draw * len(places))]
+        return choose(self.copies[step], copy, self.shape[1])
+
+    def cells(self, positions: np.ndarray) -> np.ndarray:
+        """Cell index (row-major) under each position `[..., 2]` = (x, y) of the original image; -1 outside the box."""
+        return self.layout.cells(positions)
+
+    def number(self, place: tuple[int, int]) -> int:
+        """Of the frame at (window, frame), among the `frames`."""
+        return place[0] * self.shape[1] + place[1]
+
+    def read(self, place: tuple[int, int], cells: np.ndarray, out: np.ndarray) -> None:
+        """Copy the tokens of `cells [K]` at (window, frame) into `out [K, C]`; cells of -1 get an arbitrary token."""
+        self.frames.read(self.number(place), cells, out)
+
+    def tokens(self, step: str, positions: np.ndarray, copy: str = "middle") -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`."""
+        cells = self.cells(np.asarray(positions, float))
+        rows = np.take(self._frame(self.where(step, copy)), cells, axis=0, mode="clip")
+        return torch.from_numpy(rows).view(self.dtype), torch.from_numpy(cells >= 0)
+
+    def frame(self, step: str, copy: str = "middle") -> torch.Tensor:
+        """All tokens of a step, `[H, W, C]`."""
+        return self.grid_at(self.where(step, copy))
+
+    def grid_at(self, place: tuple[int, int]) -> torch.Tensor:
+        """All tokens at (window, frame), `[H, W, C]`, copied."""
+        rows = np.empty((self.grid[0] * self.grid[1], self.channels), self.features.dtype)
+        self.read(place, np.arange(len(rows)), rows)
+        return torch.from_numpy(rows).view(self.dtype).view(*self.grid, self.channels)
+
+    @functools.cached_property
+    def frames(self) -> Frames | _Unmapped:
+        """All frames by number; advised about where they are a plain map of the file."""
+        array = self.features
+        if os.name != "posix" or not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
+            return _Unmapped(self)
+        return Frames(array.reshape(-1, self.grid[0] * self.grid[1], self.channels), os.access(self.path, os.W_OK))
+
+    def _frame(self, place):  # [H*W, C]
+        w, t = place
+        frame = self.features[w, t] if isinstance(self.features, np.ndarray) else _zarr_window(self, w)[t]
+        return frame.reshape(-1, frame.shape[-1])
+
+
+class _Unmapped:
+    """Frames of zarr, or of features that are no plain map of a file: the system is told nothing about them."""
+
+    def __init__(self, pack: FeaturePack):
+        self.pack = pack
+
+    def read(self, number: int, rows: np.ndarray, out: np.ndarray) -> None:
+        np.take(self.pack._frame(divmod(number, self.pack.shape[1])), rows, axis=0, out=out, mode="clip")
+
+    def will_need(self, number: int) -> None:
+        pass
+
+
+def choose(places: list[tuple[int, int]], copy: str, frames: int) -> tuple[int, int]:
+    """The place whose frame is nearest the middle of its window of T `frames`, or the last in its window."""
+    middle = (frames - 1) / 2
+    return min(places, key=lambda p: -p[1] if copy == "last" else abs(p[1] - middle))
+
+
+# -- geometry of the grid
+
+
+def grid_coordinates(positions: np.ndarray, grid: tuple[int, int], box: tuple) -> np.ndarray:
+    """Fractions of the image `[..., 2]` -> places on a grid in cells `[..., 2]`; cell j covers [j, j + 1).
+
+    Rounded to 1e-9 cells, so that a place on a border is on it, whatever the sizes.
+
+    >>> grid_coordinates(np.array([1 / 49, 0.5]), (10, 49), (0.0, 0.0, 1.0, 1.0))
+    array([1., 5.])
+    """
+    positions = np.asarray(positions, float)
+    places = np.empty(positions.shape)
+    for axis, cells in enumerate(grid[::-1]):  # x, then y
+        start, end = box[axis], box[axis + 2]
+        np.multiply(positions[..., axis] - start, cells / (end - start), out=places[..., axis])
+    return np.round(places, 9, out=places)
+
+
+def grid_cells(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Row-major cell `[...]` under places `[..., 2]` of a grid; -1 outside."""
+    col, row = np.floor(places[..., 0]).astype(np.int64), np.floor(places[..., 1]).astype(np.int64)
+    h, w = grid
+    return np.where((col >= 0) & (col < w) & (row >= 0) & (row < h), row * w + col, -1)
+
+
+def token_box(meta: dict, grid, expert: str = "", raw_size=None) -> tuple[float, float, float, float]:
+    """Part of the original image, as fractions (x0, y0, x1, y1), that an expert's grid covers.
+
+    Our own packs say it. VGGT keeps the middle 518 rows of an image that is taller than wide after scaling its
+    width to 518; Depth Anything 3 in a cropping mode keeps the middle of the image scaled to 504 on its longest
+    side. Everything else resizes the whole image. Unknown raw size: the whole image is assumed.
+
+    >>> token_box({"model_name": "VGGT"}, (37, 37), raw_size=(1036, 518))
+    (0.0, 0.25, 1.0, 0.75)
+    """
+    if "box" in meta:
+        return tuple(float(v) for v in meta["box"])
+    name = f"{meta.get('model_name', '')} {expert}".lower()
+    height, width = meta.get("raw_size") or raw_size or (0, 0)
+    if "vggt" in name and height:
+        scaled = round(height * 518 / width / 14) * 14
+        if scaled > 518:
+            top = (scaled - 518) // 2
+            return 0.0, top / scaled, 1.0, (top + 518) / scaled
+    if "crop" in str(meta.get("process_res_method", "")) and height:
+        scaled = [round(side * 504 / max(height, width)) for side in (height, width)]
+        kept = [14 * cells for cells in grid]
+        (y0, y1), (x0, x1) = (((s - k) // 2 / s, ((s - k) // 2 + k) / s) for s, k in zip(scaled, kept, strict=True))
+        return x0, y0, x1, y1
+    return 0.0, 0.0, 1.0, 1.0
+
+
+# -- reading files
+
+
+def load_torch(path: Path, refused: str, mmap: bool = False):
+    """What a torch file holds. Never runs code that is stored in it.
+
+    Raises InputError naming the file when it is unreadable, or needs code (`refused` says what to do then).
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as e:  # a damaged pickle fails in any way
+        code = re.search(r"GLOBAL (\S+)", str(e))  # the class or function that the file asks for
+        if isinstance(e, pickle.UnpicklingError) and code:
+            raise InputError(
+                f"{path}: reading it would run code, {code[1]}, that the file asks for, so it is refused; {refused}"
+            ) from None
+        reason = first_line(str(e).split("WeightsUnpickler error: ")[-1] or e)
+        reason = "no zip archive" if "mmap can only be used" in reason else reason
+        raise InputError(f"{path}: not a readable torch file ({reason}); re-extract it") from None
+
+
+def _open_pt(path):
+    convert = f"python tools/pack_features.py --from {path.parent.parent} --out NEW_ROOT"
+    if path.is_file() and path.open("rb").read(len(_OLD_TORCH)) == _OLD_TORCH:
+        raise InputError(
+            f"{path}: in the torch format of before 2020, which cannot be mapped; convert it once with: {convert}"
+        )
+    raw = load_torch(path, f"convert it once with: {convert}", mmap=True)
+    if isinstance(raw, torch.Tensor):
+        raise InputError(
+            f"{path}: a bare tensor {list(raw.shape)} without frame names, so it cannot be paired; convert it with: "
+            f"{convert} --rgb_root FRAMES"
+        )
+    if not isinstance(raw, dict) or not isinstance(raw.get(KEY), torch.Tensor):
+        found = f"a dict with {sorted(map(str, raw))}" if isinstance(raw, dict) else f"a {type(raw).__name__}"
+        raise InputError(f"{path}: expected a dict with the tensor '{KEY}', found {found}; re-extract this episode")
+    features = raw[KEY].detach()
+    if features.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise InputError(f"{path}: expected fp16, bf16 or fp32 features, found {features.dtype}; re-extract it")
+    source = find(path, features) or bits(features)
+    return source, raw.get("frame_paths"), raw.get("meta") or {}, features.dtype
+
+
+def open_zarr(path):
+    import zarr
+
+    try:
+        features = zarr.open_group(str(path), mode="r")[KEY]
+        chunks = features.nchunks_initialized, features.nchunks
+    except (KeyError, ValueError, AttributeError, OSError, zarr.errors.BaseZarrError) as e:
+        raise InputError(f"{path}: expected a zarr group with the array '{KEY}' ({first_line(e)})") from None
+    if chunks[0] < chunks[1]:  # zarr would read the others as zeros
+        raise InputError(f"{path}: unfinished, only {chunks[0]} of {chunks[1]} chunks are there; re-extract it")
+    dtype = {"float16": torch.float16, "float32": torch.float32}.get(str(features.dtype))
+    if dtype is None:
+        raise InputError(f"{path}: expected float16 or float32 features, found {features.dtype}")
+    return features, read_json(path / "frame_paths.json"), read_json(path / "meta.json") or {}, dtype
+
+
+@functools.lru_cache(maxsize=2)  # one chunk is one window; reading in order meets it T times
+def _zarr_window(pack: FeaturePack, window: int) -> np.ndarray:
+    try:
+        return pack.features[window]
+    except (RuntimeError, ValueError, OSError) as e:
+        raise InputError(f"{pack.path}: window {window} is unreadable ({first_line(e)}); re-extract it") from None
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as e:
+        raise InputError(f"{path}: not readable as JSON ({first_line(e)})") from None
+
+
+def locate(path: Path, frame_paths, shape: tuple[int, int]) -> dict[str, list[tuple[int, int]]]:
+    """Step -> its places (window, frame), of W windows of T names. Raises InputError where they are not that."""
+    windows = frame_paths if isinstance(frame_paths, list | tuple) else []
+    if not windows:
+        what = "frame_paths.json beside the array" if path.suffix == ".zarr" else "list 'frame_paths'"
+        raise InputError(f"{path}: no {what}, so its frames have no step names and cannot be paired by name")
+    names = [len(w) if isinstance(w, list | tuple) and all(isinstance(n, str) for n in w) else 0 for w in windows]
+    if names != [shape[1]] * shape[0]:
+        raise InputError(
+            f"{path}: expected frame_paths as {shape[0]} lists of {shape[1]} names, "
+            f"found {len(names)} lists with {sorted(set(names))} names; re-extract this episode"
+        )
+    copies: dict[str, list[tuple[int, int]]] = {}
+    for w, window in enumerate(windows):
+        for t, name in enumerate(window):
+            copies.setdefault(step_name(name), []).append((w, t))
+    return copies
+
+
+def first_line(e: Exception | str) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:160]

@@ -1,0 +1,307 @@
+"""Pairing: which step of the teacher belongs to which step of every expert, and why a step is unusable.
+
+The whole question is settled in one table before training, one row per (task, episode, step);
+a batch only looks rows up.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from rgb2pc_lib.data.pack_index import PackIndex
+from rgb2pc_lib.data.packs import FeaturePack, list_packs
+from rgb2pc_lib.data.teacher import TeacherFile, list_teacher
+from rgb2pc_lib.data.workspace import Workspace, natural_key
+from rgb2pc_lib.errors import InputError
+
+OK = "ok"
+NO_EPISODE, NO_STEP = "no such episode", "step not in the episode"
+FALLBACKS = ("random", "skip", "error")
+UNITS = ("step", "window")
+RESERVED = ("task", "episode", "step", "time", "teacher", "usable")
+
+
+@dataclass
+class Pairing:
+    """What every expert and the teacher have, opened once.
+
+    `table` has the columns task, episode, step, time, one per expert, and teacher; the last ones hold "ok" or the
+    reason why that step is missing there. `time` is the number in the step's name (its rank where it has none).
+    """
+
+    table: pd.DataFrame
+    packs: dict[str, dict[tuple[str, str], FeaturePack]]  # expert -> (task, episode) -> pack
+    teacher: dict[tuple[str, str], dict[str, TeacherFile]]  # (task, episode) -> step -> file
+
+    @property
+    def experts(self) -> list[str]:
+        return list(self.packs)
+
+    def reasons(self) -> pd.DataFrame:
+        """Counts of steps by source and by status, the short form of the table."""
+        sources = [*self.experts, "teacher"]
+        counts = self.table[sources].apply(pd.Series.value_counts).fillna(0).astype(int)
+        return counts.T.reindex(sources)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        return {name: next(iter(packs.values())).channels for name, packs in self.packs.items() if packs}
+
+    @property
+    def finest_grid(self) -> tuple[int, int]:
+        """The largest token grid of any expert, (H, W)."""
+        return max((p.grid for packs in self.packs.values() for p in packs.values()), key=lambda g: g[0] * g[1])
+
+
+def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = True) -> Pairing:
+    """Open all packs, list all teacher files, and put every step in one table.
+
+    An unreadable pack does not stop it: its steps (or one row without a step, where no source tells the steps) carry
+    the message as their reason, and `select` refuses to train.
+
+    Without `teacher` nothing of it is looked for, which is all that embedding needs.
+
+    >>> pair(Workspace.load("data/sample.toml")).reasons()  # doctest: +SKIP
+    """
+    workspace.require(*["teacher"] * teacher, "experts")
+    if reserved := sorted(set(workspace.experts) & set(RESERVED)):
+        raise InputError(f"an expert cannot be called {', '.join(reserved)}; rename it in the workspace")
+    files = list_teacher(workspace.teacher, workspace.teacher_tag) if teacher else {}
+    packs: dict[str, dict] = {name: {} for name in workspace.experts}
+    broken: dict[tuple[str, tuple[str, str]], str] = {}
+    for path in workspace.teacher.glob("*/*.zarr") if teacher else ():
+        key = (path.parent.name, path.stem)
+        if key not in files and (not tasks or key[0] in tasks):
+            broken["teacher", key] = f"{path}: no frame_paths.json, so its steps cannot be paired by name"
+    raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
+    for name, root in workspace.experts.items():
+        index = PackIndex(root)
+        for key, path in list_packs(root).items():
+            if tasks and key[0] not in tasks:
+                continue
+            try:
+                packs[name][key] = index.open(path, name, raw_size(key))
+            except InputError as e:
+                broken[name, key] = str(e)
+        index.save()
+    episodes = sorted(
+        {*files, *(k for found in packs.values() for k in found), *(key for _, key in broken)},
+        key=lambda k: (natural_key(k[0]), natural_key(k[1])),
+    )
+    if tasks:
+        present = {task for task, _ in episodes}
+        if unknown := sorted(set(tasks) - present):
+            raise InputError(f"task(s) {', '.join(unknown)} not found; the roots hold {', '.join(sorted(present))}")
+        episodes = [k for k in episodes if k[0] in tasks]
+    columns = {c: [] for c in ("task", "episode", "step", "time", *workspace.experts, "teacher")}
+    for key in episodes:
+        have = {name: found[key].copies if key in found else None for name, found in packs.items()}
+        have["teacher"] = files.get(key)
+        steps = sorted({s for steps in have.values() if steps for s in steps}, key=natural_key)
+        steps = steps or [""]  # nothing of this episode is readable: one row that says why
+        columns["task"] += [key[0]] * len(steps)
+        columns["episode"] += [key[1]] * len(steps)
+        columns["step"] += steps
+        columns["time"] += _times(steps)
+        for name, there in have.items():
+            missing = broken.get((name, key), NO_EPISODE)
+            columns[name] += [missing if there is None else OK if step in there else NO_STEP for step in steps]
+    _same_layout(packs)
+    return Pairing(pd.DataFrame(columns), packs, files)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What can be drawn: n samples of S member steps each (S = 1 for steps, up to the window's length otherwise).
+
+    The numbers are rows of the pairing table; -1 fills short windows.
+    """
+
+    pairing: Pairing
+    members: np.ndarray  # [n, S] the steps the student should see
+    expert_rows: dict[str, np.ndarray] = field(repr=False)  # expert -> [n, S] the steps it really sees
+    teacher_rows: np.ndarray = field(repr=False)  # [n, S] the steps the teacher embedding comes from
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def keys(self) -> pd.DataFrame:
+        """One row per sample: task, episode, step (the middle one of a window), time."""
+        last = (self.members >= 0).sum(1) - 1
+        middle = self.members[np.arange(len(self)), last // 2]
+        return self.pairing.table.loc[middle, ["task", "episode", "step", "time"]].reset_index(drop=True)
+
+    def take(self, index: np.ndarray) -> Samples:
+        return replace(
+            self,
+            members=self.members[index],
+            expert_rows={k: v[index] for k, v in self.expert_rows.items()},
+            teacher_rows=self.teacher_rows[index],
+        )
+
+    def shuffled(self, seed: int) -> Samples:
+        """The control: every sample keeps its RGB and gets the teacher of another sample, for good."""
+        if len(self) < 2:
+            raise InputError("shuffling needs at least two samples")
+        order = np.random.default_rng([seed, 7]).permutation(len(self))
+        other = np.empty(len(self), int)
+        other[order] = np.roll(order, 1)  # one long cycle: nobody keeps its own
+        return replace(self, teacher_rows=self.teacher_rows[other])
+
+
+def select(
+    pairing: Pairing,
+    strict: bool = True,
+    fallback: str = "skip",
+    unit: str = "step",
+    window: int = 8,
+    seed: int = 0,
+) -> Samples:
+    """Choose the usable samples. Everything about missing steps is decided here, never during training.
+
+    strict: the teacher's step is the student's step, by name. What a step lacks is settled by `fallback`:
+        "skip" leaves the step out, "error" raises, "random" takes another step of the same episode from whichever
+        source lacks this one (also when the teacher lacks it).
+    not strict: the teacher's step is any step of the same episode (drawn anew for every batch).
+    unit "window": `window` consecutive steps are one sample; teacher and tokens are pooled over those present.
+        Steps that a source lacks are simply not pooled; a window where a source has none of them is settled by
+        `fallback`.
+
+    Raises InputError for an unreadable pack, for "error" with something missing, or when nothing is left.
+    """
+    table, sources = pairing.table, [*pairing.experts, "teacher"]
+    refuse_broken(pairing)
+    rng = np.random.default_rng([seed, 3])
+    has = {s: (table[s] == OK).to_numpy() for s in sources}
+    episodes = [np.asarray(rows) for rows in table.groupby(["task", "episode"], sort=False).indices.values()]
+    members = _windows(episodes, window) if unit == "window" else np.arange(len(table))[:, None]
+    seen = {s: np.where((members >= 0) & has[s][members], members, -1) for s in sources}
+    lacking = {s: (seen[s] < 0).all(1) for s in sources}
+    substitutes = _substitutes(episodes, has, len(table))
+    if not strict and len(members):  # the teacher may be any step of the episode that has one
+        seen["teacher"] = _fill(seen["teacher"], lacking["teacher"], members, substitutes["teacher"], rng)
+        lacking["teacher"] = (seen["teacher"] < 0).all(1)
+    if fallback == "error" and any(m.any() for m in lacking.values()):
+        raise InputError(_missing_message(pairing, members, lacking))
+    if fallback == "random":
+        for s in sources:
+            seen[s] = _fill(seen[s], lacking[s], members, substitutes[s], rng)
+    usable = ~np.any([(seen[s] < 0).all(1) for s in sources], axis=0)
+    if not usable.any():
+        raise InputError("no usable sample: " + _missing_message(pairing, members, lacking))
+    everything = Samples(pairing, members, {s: seen[s] for s in pairing.experts}, seen["teacher"])
+    return everything.take(np.flatnonzero(usable))
+
+
+def refuse_broken(pairing: Pairing) -> None:
+    """Raise InputError with the first reason in the table that is a fault of a file, not just something missing."""
+    status = pairing.table[[*pairing.experts, "teacher"]].stack()
+    broken = status[~status.isin([OK, NO_EPISODE, NO_STEP])]
+    if len(broken):
+        raise InputError(broken.iloc[0])
+
+
+def split(keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(training, held-out) sample numbers. Whole episodes (a share of every task's) or whole tasks are held out.
+
+    >>> train, held_out = split(samples.keys())  # doctest: +SKIP
+    """
+    rng = np.random.default_rng([seed, 5])
+    out: set = set()
+    if by == "task":
+        names = sorted(keys["task"].unique(), key=natural_key)
+        out = {(t, e) for t in _draw(names, share, rng) for e in keys.loc[keys["task"] == t, "episode"]}
+    else:
+        for task, group in keys.groupby("task", sort=True):
+            names = sorted(group["episode"].unique(), key=natural_key)
+            out |= {(task, e) for e in _draw(names, share, rng)}
+    held_out = np.array([k in out for k in zip(keys["task"], keys["episode"], strict=True)], bool)
+    if held_out.all() or not held_out.any():
+        raise InputError(
+            f"splitting by {by} with a held-out share of {share} leaves {(~held_out).sum()} training and "
+            f"{held_out.sum()} held-out samples; at least two {by}s{' a task' if by == 'episode' else ''} are needed"
+        )
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _draw(names: list, share: float, rng) -> list:
+    """About `share` of the names, at least one and never all (none of a single one)."""
+    count = min(max(round(share * len(names)), 1), len(names) - 1)
+    return [names[i] for i in rng.permutation(len(names))[:count]]
+
+
+def _windows(episodes: list[np.ndarray], size: int) -> np.ndarray:
+    """Rows of consecutive steps, `[n, size]`, half overlapping and every step in one; a short episode gives one."""
+    rows = []
+    for episode in episodes:
+        last = max(len(episode) - size, 0)
+        starts = [*range(0, last, max(size // 2, 1)), last]
+        rows += [np.pad(w := episode[s : s + size], (0, size - len(w)), constant_values=-1) for s in starts]
+    return np.array(rows, int).reshape(-1, size)
+
+
+def _substitutes(episodes, has, n) -> dict[str, list]:
+    """source -> row -> the rows of the same episode that the source has."""
+    out = {s: [()] * n for s in has}
+    for rows in episodes:
+        for s, there in has.items():
+            found = rows[there[rows]]
+            for r in rows:
+                out[s][r] = found
+    return out
+
+
+def _fill(seen, lacking, members, substitutes, rng):
+    """Where a sample lacks everything, one random row of the same episode, if there is one."""
+    seen = seen.copy()
+    for i in np.flatnonzero(lacking):
+        choice = substitutes[members[i, 0]]
+        if len(choice):
+            seen[i, 0] = rng.choice(choice)
+    return seen
+
+
+def _missing_message(pairing: Pairing, members, lacking) -> str:
+    if not len(pairing.table):
+        return "the roots hold no <task>/<episode> in common layout; see data/README.md"
+    parts = []
+    for source, missing in lacking.items():
+        if missing.any():
+            row = pairing.table.loc[members[np.flatnonzero(missing)[0], 0]]
+            parts.append(
+                f"{source} lacks {missing.sum()} of {len(missing)} samples "
+                f"(first: {row['task']}/{row['episode']}/{row['step']}, {row[source]})"
+            )
+    return "; ".join(parts) + ". Use --pairing_fallback skip or random, or re-extract what is missing"
+
+
+def _times(steps: list[str]) -> list[int]:
+    numbers = [re.search(r"(\d+)$", s) for s in steps]
+    return [int(n[1]) for n in numbers] if all(numbers) else list(range(len(steps)))
+
+
+def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None:
+    """Height and width in pixels of an episode's RGB frames, where there are any."""
+    folder = rgb and rgb / key[0] / key[1]
+    if not folder or not folder.is_dir():
+        return None
+    frame = next((p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg")), None)
+    if frame is None:
+        return None
+    with Image.open(frame) as image:
+        return image.height, image.width
+
+
+def _same_layout(packs) -> None:
+    for name, found in packs.items():
+        kinds = {(p.channels, p.dtype): p.path for p in found.values()}
+        if len(kinds) > 1:
+            listed = "; ".join(f"{c} channels of {d} in {p}" for (c, d), p in kinds.items())
+            raise InputError(f"packs of expert '{name}' differ: {listed}; extract all episodes with the same model")

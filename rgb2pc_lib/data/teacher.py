@@ -1,0 +1,176 @@
+"""The teacher: point-cloud features on disk -> one embedding per step.
+
+A step's embedding is the mean of its per-point features. The means are computed once and kept as a table
+in the project's cache, keyed by each file's size and time of change; the user's folders are only read.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from rgb2pc_lib.data.packs import KEY, first_line, load_torch, read_json, step_name
+from rgb2pc_lib.data.workspace import CACHE
+from rgb2pc_lib.errors import InputError
+
+_STEP_FILE = re.compile(r"^(?P<step>.+?)\.ply\.ulip_(?P<tag>.+)\.(pt|zarr)$")
+
+
+@dataclass(frozen=True)
+class TeacherFile:
+    """Where one step's features lie: a file per step, or one row of an episode's pooled array."""
+
+    path: Path
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class PointFeatures:
+    """One step's points. `uv` are pixels of the source image (u = column, v = row)."""
+
+    pc_feat: np.ndarray  # [N, E] float32
+    pc: np.ndarray | None  # [N, 3 or 6] xyz in metres (, rgb)
+    uv: np.ndarray | None  # [N, 2]
+
+
+def list_teacher(root: Path, tag: str | None = None) -> dict[tuple[str, str], dict[str, TeacherFile]]:
+    """(task, episode) -> step -> where its features lie; nothing is opened but pooled arrays' frame lists.
+
+    Raises InputError when the root holds several tags and none is chosen, or one that is not there is, and when a
+    step stands there twice. Two tags are two teachers: their embeddings are never mixed.
+    """
+    found: dict[tuple[str, str], dict[str, TeacherFile]] = {}
+    tags: dict[str, Path] = {}  # every tag, and one file that has it
+    for episode in sorted(root.glob("*/*")):
+        if episode.suffix == ".zarr":
+            steps = _pooled_steps(episode)
+        elif episode.is_dir():
+            steps = {}
+            for name in sorted(os.listdir(episode)):
+                if match := _STEP_FILE.match(name):
+                    tags.setdefault(match["tag"], episode / name)
+                    if match["tag"] == (tag or next(iter(tags))):
+                        _add(steps, match["step"], TeacherFile(episode / name))
+        else:
+            continue
+        for step, file in steps.items():
+            _add(found.setdefault((episode.parent.name, episode.name.removesuffix(".zarr")), {}), step, file)
+    choose = "choose one with teacher_tag in the workspace or --teacher_tag"
+    if tag is None and len(tags) > 1:
+        listed = ", ".join(f"{t} ({path.relative_to(root)})" for t, path in sorted(tags.items()))
+        raise InputError(f"{root}: features of several teachers, {listed}; {choose}")
+    if tag is not None and tags and tag not in tags:
+        raise InputError(f"{root}: no features with the tag {tag}, found {', '.join(sorted(tags))}; {choose}")
+    return found
+
+
+def _pooled_steps(episode: Path) -> dict[str, TeacherFile]:
+    names = read_json(episode / "frame_paths.json")
+    if names is None:  # without names its steps cannot be paired; the pairing table says so
+        return {}
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise InputError(f"{episode / 'frame_paths.json'}: expected a flat list of the steps' names; write it again")
+    return {step_name(n): TeacherFile(episode, i) for i, n in enumerate(names)}
+
+
+def _add(steps: dict[str, TeacherFile], step: str, file: TeacherFile) -> None:
+    if step in steps and steps[step].path != file.path:
+        raise InputError(f"{file.path}: this step also exists in {steps[step].path.name}; keep one of the two")
+    steps[step] = file
+
+
+def read_points(file: TeacherFile) -> PointFeatures:
+    """Per-point features of one step. A pooled array gives one "point".
+
+    Raises InputError naming the file when it is unreadable or has no `pc_feat [N, E]`.
+    """
+    path = file.path
+    raw = load_torch(path, "extract this step again") if path.suffix == ".pt" else {"pc_feat": _read_zarr(file)}
+    feat = raw.get("pc_feat") if isinstance(raw, dict) else None
+    if feat is None or getattr(feat, "ndim", 0) != 2 or 0 in feat.shape:
+        found = sorted(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__
+        shape = "" if feat is None else f" with pc_feat of shape {list(getattr(feat, 'shape', []))}"
+        raise InputError(f"{path}: expected a dict with 'pc_feat' [N, E], found {found}{shape}; re-extract this step")
+    uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
+    return PointFeatures(as_array(feat), as_array(raw.get("pc")), as_array(uv))
+
+
+def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool = True) -> np.ndarray:
+    """Mean point feature of each file: `[steps, E]` float32, read from the cache where the files are unchanged.
+
+    Raises InputError for an unreadable file, non-finite features, or files of different widths.
+    """
+    if not files:
+        return np.zeros((0, 0), np.float32)
+    root = os.path.commonpath([f.path.parent for f in files])
+    store = cache / "teacher_tables" / f"{hashlib.sha256(root.encode()).hexdigest()[:16]}.npz"
+    known = {}
+    if store.exists():
+        with np.load(store, allow_pickle=False) as z:
+            known = dict(zip(z["stamps"].tolist(), z["table"], strict=True))
+    states = {path: _state(path) for path in {f.path for f in files}}
+    stamps = [f"{f.path}|{f.row}|{states[f.path]}" for f in files]
+    missing = [i for i, s in enumerate(stamps) if s not in known]
+    for i in tqdm(missing, desc="teacher embeddings", unit="step", disable=not progress or len(missing) < 500):
+        mean = read_points(files[i]).pc_feat.mean(0)
+        if not np.isfinite(mean).all():
+            raise InputError(f"{files[i].path}: pc_feat holds non-finite values; re-extract this step")
+        known[stamps[i]] = mean
+    widths = {len(known[s]): f.path for s, f in zip(stamps, files, strict=True)}
+    if len(widths) > 1:
+        listed = "; ".join(f"{w} in {p}" for w, p in widths.items())
+        raise InputError(f"teacher features of different widths: {listed}; keep one teacher per root")
+    table = np.stack([known[s] for s in stamps])
+    if missing:
+        keep = [s for s, row in known.items() if len(row) == table.shape[1]]
+        store.parent.mkdir(parents=True, exist_ok=True)
+        partial = store.with_name(f"{store.stem}.{os.getpid()}-{threading.get_ident()}.npz")
+        np.savez(partial, stamps=np.array(keep), table=np.stack([known[s] for s in keep]))
+        os.replace(partial, store)
+    return table
+
+
+@functools.lru_cache(maxsize=512)  # about 1 MB each
+def _points_open(path: Path) -> np.ndarray:
+    return read_points(TeacherFile(path)).pc_feat
+
+
+def subsampled_mean(file: TeacherFile, points: int, rng: np.random.Generator) -> np.ndarray:
+    """Mean over a random subset of a step's points, `[E]`: an augmentation of the teacher."""
+    if file.row is not None:
+        raise InputError(f"{file.path}: one pooled embedding a step: nothing for --teacher_points to subsample")
+    feat = _points_open(file.path)
+    return feat[rng.choice(len(feat), min(points, len(feat)), replace=False)].mean(0)
+
+
+def _state(path: Path) -> str:
+    """Size and time of the last change; of a zarr folder, over all that it holds."""
+    stats = [os.stat(p) for p in (path, *path.rglob("*"))] if path.is_dir() else [os.stat(path)]
+    return f"{sum(s.st_size for s in stats)}|{max(s.st_mtime_ns for s in stats)}"
+
+
+def as_array(value) -> np.ndarray | None:
+    """A tensor or an array as float32; None stays None."""
+    if value is None:
+        return None
+    return np.asarray(value.detach().float() if isinstance(value, torch.Tensor) else value, np.float32)
+
+
+def _read_zarr(file: TeacherFile) -> np.ndarray:
+    import zarr
+
+    try:
+        if file.row is not None:
+            return zarr.open_group(str(file.path), mode="r")[KEY][file.row][None]
+        return zarr.open_array(str(file.path), mode="r")[:]
+    except (KeyError, ValueError, IndexError, OSError, zarr.errors.BaseZarrError) as e:
+        raise InputError(f"{file.path}: not a readable zarr array ({first_line(e)}); re-extract it") from None

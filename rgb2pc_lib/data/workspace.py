@@ -1,0 +1,145 @@
+"""A workspace: one small TOML file that names where the user's data lie.
+
+The same file serves notebooks, the command line and the extraction tools, so that
+moving to one's own data means copying `data/sample.toml` and changing five lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rgb2pc_lib.errors import InputError
+
+PROJECT = Path(__file__).resolve().parents[2]
+SAMPLE = PROJECT / "data" / "sample.toml"
+CACHE = PROJECT / "data" / "cache"  # everything derived; users' folders are never written to
+
+FAST = os.environ.get("RGB2PC_FAST") == "1"  # shrinks notebooks and the demo for tests; the code path stays the same
+RUNS = Path(os.environ.get("RGB2PC_RUNS") or PROJECT / ("runs/fast" if FAST else "runs"))  # trainings
+
+ROOTS = ("teacher", "rgb", "clouds", "state")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The roots of one data set. Every root but the ones a task asks for may be missing.
+
+    Each root holds `<task>/<episode>...`; see `data/README.md` for the layouts.
+
+    >>> Workspace.load(SAMPLE).name
+    'sample'
+    """
+
+    teacher: Path | None = None  # step_0042.ply.ulip_<tag>.pt files: point-cloud features
+    experts: dict[str, Path] = field(default_factory=dict)  # name -> root of that expert's packs
+    rgb: Path | None = None  # step_0042.jpg | png
+    clouds: Path | None = None  # step_0042.ply
+    state: Path | None = None  # <episode>.npz: low-dimensional state, for probes only
+    teacher_tag: str | None = None  # which `ulip_<tag>`, where a step has several
+    name: str = "workspace"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Workspace:
+        """Read a TOML file; relative roots count from the file's own folder.
+
+        Raises InputError for a missing or malformed file and for unknown keys.
+        """
+        path = Path(path)
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such workspace file; copy data/sample.toml and change its roots") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e:
+            raise InputError(f"{path}: expected a TOML workspace file like data/sample.toml, found: {e}") from None
+        roots, experts = raw.pop("roots", {}), raw.pop("experts", {})
+        name, tag = raw.pop("name", path.stem), raw.pop("teacher_tag", None)
+        if not isinstance(roots, dict) or not isinstance(experts, dict):
+            raise InputError(f"{path}: expected tables [roots] and [experts] of name = folder, like data/sample.toml")
+        unknown = sorted({*raw, *(set(roots) - set(ROOTS))})
+        if unknown:
+            raise InputError(
+                f"{path}: unknown key(s) {', '.join(unknown)}; expected name, teacher_tag, "
+                f"[roots] with {', '.join(ROOTS)}, and [experts] with name = folder"
+            )
+        texts = {**roots, **experts, "name": name, "teacher_tag": tag or ""}
+        not_text = [k for k, v in texts.items() if not isinstance(v, str)]
+        if not_text:
+            raise InputError(f"{path}: expected text in quotes for {', '.join(not_text)}")
+
+        def resolve(p):
+            return Path(os.path.normpath(path.parent / Path(p).expanduser()))
+
+        return cls(
+            **{k: resolve(v) for k, v in roots.items()},
+            experts={k: resolve(v) for k, v in experts.items()},
+            teacher_tag=tag,
+            name=name,
+        )
+
+    def require(self, *kinds: str) -> Workspace:
+        """Itself, after checking that these roots ("teacher", "experts", "rgb", ...) are named and exist."""
+        for kind in kinds:
+            if kind == "experts":
+                if not self.experts:
+                    raise InputError("no expert is named: give --vis_roots NAME=FOLDER or [experts] in the workspace")
+                found = self.experts
+            else:
+                if getattr(self, kind) is None:
+                    raise InputError(f"the workspace '{self.name}' names no {kind} root, which is needed here")
+                found = {kind: getattr(self, kind)}
+            for name, folder in found.items():
+                if not folder.is_dir():
+                    hint = " (for the bundled sample: run `make features`)" if CACHE in folder.parents else ""
+                    raise InputError(f"{folder}: the {name} root is not a folder{hint}")
+        return self
+
+    def only(self, *experts: str) -> Workspace:
+        """The same workspace with a subset of its experts."""
+        missing = [e for e in experts if e not in self.experts]
+        if missing:
+            raise InputError(
+                f"expert(s) {', '.join(missing)} not in the workspace; it has {', '.join(self.experts)}; "
+                "name the folder of its packs under [experts]"
+            )
+        return replace(self, experts={e: self.experts[e] for e in experts})
+
+
+def portable(path: str | Path | None) -> str:
+    """A path as it is written into a run's config: from the project's folder where it lies below it, else absolute.
+
+    >>> portable(PROJECT / "runs" / "first"), portable(None)
+    ('runs/first', '')
+    """
+    if not path:
+        return ""
+    full = Path(os.path.abspath(Path(path).expanduser()))
+    return (full.relative_to(PROJECT) if full.is_relative_to(PROJECT) else full).as_posix()
+
+
+def parse_expert_root(text: str) -> tuple[str, Path]:
+    """`name=path`, or a bare path whose folder's name tells the expert (`features_<name>...`).
+
+    >>> parse_expert_root("vggt=/data/a")[0], parse_expert_root("/data/features_da3_small")[0]
+    ('vggt', 'da3')
+    """
+    name, equals, path = text.partition("=")
+    if equals and name and os.sep not in name:
+        return name, Path(path).expanduser()
+    path = Path(text).expanduser()
+    stem = path.name.removeprefix("features_")
+    if stem == path.name or not stem:
+        raise InputError(f"{text}: cannot tell the expert's name; write NAME={text} or name the folder features_<name>")
+    return stem.split("_")[0], path
+
+
+def natural_key(name: str) -> list:
+    """Sort key that counts: step_2 before step_10.
+
+    >>> sorted(["step_10", "step_2"], key=natural_key)
+    ['step_2', 'step_10']
+    """
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]

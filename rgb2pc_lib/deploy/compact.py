@@ -1,0 +1,107 @@
+"""A compact student's settings and its folder, which is a run's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from rgb2pc_lib.data.workspace import PROJECT
+from rgb2pc_lib.deploy.backbones import BACKBONES, Compact
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.runs import Run, Settings, option, write_atomic
+
+
+@dataclass(frozen=True)
+class CompactConfig(Settings):
+    """Every setting of a compact student's training.
+
+    >>> CompactConfig(run="runs/judge/weighted-seed0").backbone
+    'resnet18'
+    """
+
+    tool = "tools/train_compact.py"
+    micro_batch = 0  # a batch goes through the network as a whole: batch norms need it
+    route = "distill"  # one embedding a frame, in the teacher's space
+
+    # what is distilled
+    run: str = option("", "folder of the finished run to distil; its RGB frames and embeddings are used")
+    more_rgb: tuple[str, ...] = option((), "folders of further frames <task>/<episode>/<step>.jpg, for training only")
+    # network
+    backbone: str = option("resnet18", "network, trained from its first layer on", BACKBONES)
+    backbone_weights: str = option("", "folder written by transformers' save_pretrained to start from; none: at random")
+    size: int = option(112, "height and width it sees, pixels", least=32)
+    # augmentation
+    photometric: float = option(1.0, "strength of changes of brightness, contrast, colour, blur and noise", least=0)
+    shift: float = option(0.01, "largest shift of the image, as a fraction of its side", least=0, most=0.1)
+    # losses
+    tau: float = option(0.05, "temperature of InfoNCE", least=1e-4)
+    learn_tau: bool = option(False, "learn the temperature, starting at tau")
+    loss_mse: float = option(10.0, "weight of the squared distance of normalised embeddings", least=0)
+    loss_relational: float = option(0.0, "weight of the match of similarity matrices", least=0)
+    exclude_near: int = option(0, "steps of one episode this near in time are not negatives, steps", least=0)
+    # training
+    steps: int = option(400, "training steps", least=1)
+    batch_size: int = option(64, "frames a batch", least=2)
+    lr: float = option(1e-3, "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", least=0)
+    weight_decay: float = option(0.05, "AdamW weight decay", least=0)
+    grad_clip: float = option(1.0, "largest gradient norm; 0: no clipping", least=0)
+    amp: bool = option(True, "bfloat16 autocast")
+    seed: int = option(0, "seed of weights, batches and augmentations", least=0)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    num_threads: int = option(0, "CPU threads of torch; 0: leave as it is", least=0)
+    # the run's folder
+    save_dir: str = option("", "folder of the compact student; none: runs/compact-<backbone>-seed<seed>")
+    save_every: int = option(100, "steps between checkpoints", least=1)
+    log_every: int = option(10, "steps between lines of metrics.jsonl", least=1)
+    eval_every: int = option(100, "steps between checks on held-out frames; 0: at the end only", least=0)
+
+    @property
+    def folder(self) -> Path:
+        return PROJECT / (self.save_dir or f"runs/compact-{self.backbone}-seed{self.seed}")
+
+
+class CompactRun(Run):
+    """A compact student's folder: the files of a run, with the settings and the weights of a small network.
+
+    `embeddings()` holds the run's own steps: "student" (the compact one), "fused", "teacher", keys and held_out.
+    """
+
+    @property
+    def config(self) -> CompactConfig:
+        return CompactConfig.from_json(self.file("config.json").read_text(encoding="utf-8"))
+
+    def compact(self) -> Compact:
+        """The trained network in evaluation mode. Raises InputError when the file is not one's."""
+        path = self._finished_file("model.safetensors")
+        try:
+            with safe_open(path, framework="pt") as f:
+                about = json.loads(f.metadata()["compact"])
+                tensors = {k: f.get_tensor(k) for k in f.keys()}
+        except (SafetensorError, KeyError, TypeError) as e:
+            raise InputError(f"{path}: not the weights of a compact student ({e}); train it again") from None
+        network = Compact(about["backbone"], about["size"], about["embed_dim"])
+        network.load_state_dict(tensors)
+        return network.eval()
+
+    def save_compact(self, network: Compact, backbone: str) -> None:
+        about = {"backbone": backbone, "size": network.size, "embed_dim": network.head.out_features}
+        tensors = {k: v.contiguous().cpu() for k, v in network.state_dict().items()}
+        write_atomic(
+            self.file("model.safetensors"),
+            lambda p: p.write_bytes(save_tensors(tensors, {"compact": json.dumps(about)})),
+        )
+
+
+def open_run(folder: Run | str | Path) -> Run:
+    """The run in a folder, a CompactRun where it is one. Raises InputError when the folder holds none."""
+    if isinstance(folder, Run):
+        return folder
+    run = Run.open(folder)
+    try:
+        return CompactRun(run.folder) if "backbone" in json.loads(run.file("config.json").read_text("utf-8")) else run
+    except json.JSONDecodeError as e:
+        raise InputError(f"{run.file('config.json')}: not readable JSON ({e}); copy the folder again") from None

@@ -1,0 +1,213 @@
+"""The second distillation: a finished run into one small network that sees nothing but RGB frames.
+
+The loop, the losses, the log and the checkpoints are those of `train`; what is new is what a batch holds (pixels,
+changed in ways that leave the target true) and what it is pulled to (the fused student's embedding of that frame).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rgb2pc_lib.data.workspace import PROJECT
+from rgb2pc_lib.deploy.backbones import Compact
+from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
+from rgb2pc_lib.deploy.export import OPSET, export_onnx, parity
+from rgb2pc_lib.deploy.frames import frame_cache
+from rgb2pc_lib.deploy.targets import Targets, more_targets, own_targets
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning import ranks
+from rgb2pc_lib.learning.learner import Learner
+from rgb2pc_lib.learning.losses import NearInTime
+from rgb2pc_lib.learning.metrics import agreement, retrieval
+from rgb2pc_lib.learning.objective import embedding_loss
+from rgb2pc_lib.learning.runs import Run, claim, write_atomic
+from rgb2pc_lib.learning.train import Progress, begin, follow, pick_device
+
+
+@dataclass
+class Pixels:
+    """A batch: frames as the network sees them, and what the fused student makes of them."""
+
+    images: Tensor  # [B, S, S, 3] float, 0..255
+    teacher: Tensor  # [B, E], the fused student's embeddings
+    samples: np.ndarray  # [B]
+
+
+class Compression:
+    """The objective (see `objective`): one embedding per frame, like the fused student's, as it is."""
+
+    def __init__(self, config: CompactConfig, network: Compact, keys: pd.DataFrame):
+        self.config, self.student = config, network.train()
+        self.device = network.head.weight.device
+        self.episode = torch.tensor(keys.groupby(["task", "episode"]).ngroup().to_numpy(), device=self.device)
+        self.time = torch.tensor(keys["time"].to_numpy(), device=self.device)
+        self.log_tau = torch.nn.Parameter(torch.tensor(math.log(config.tau), device=self.device))
+
+    def noise(self, n: int) -> None:
+        """The network draws nothing; what is random about a step is drawn with its pixels."""
+        return None
+
+    def outputs(self, batch: Pixels, noise: None) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+            embedding = self.student(batch.images)
+        return {"embedding": embedding.float(), "samples": torch.from_numpy(batch.samples).to(self.device)}
+
+    def loss(self, outputs: dict[str, Tensor], teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        samples = outputs["samples"]
+        near = NearInTime(self.episode[samples], self.time[samples], self.config.exclude_near)
+        return embedding_loss(self.config, outputs["embedding"], teacher, self.log_tau.exp(), near)
+
+
+def train_compact(config: CompactConfig, resume: bool = False) -> Iterator[Progress]:
+    """Train a compact student and leave it in `config.folder`; yields after every step, resumes like `train`.
+
+    Raises InputError for bad input, when frames given as `more_rgb` are among the held-out ones, when the folder
+    already holds a run (unless it is to be resumed), and while another training writes there.
+    """
+    with claim(config.folder):
+        yield from _train(config, resume)
+
+
+def _train(config: CompactConfig, resume: bool) -> Iterator[Progress]:
+    if not config.run:
+        raise InputError("--run: name the folder of the finished run to distil")
+    if ranks.world() > 1:
+        raise InputError(
+            "a compact student is trained by one process (batch norms need whole batches); leave out torchrun"
+        )
+    device = pick_device(config.device)
+    run = CompactRun(config.folder)
+    state = begin(run, config, resume)
+    fused = Run.open(PROJECT / config.run)
+    data = gather_targets(fused, [PROJECT / root for root in config.more_rgb], config.device)
+    pixels = frame_cache(data.files, config.size)
+    refuse_leaks(data, pixels)
+    network = Compact(config.backbone, config.size, data.embeddings.shape[1], config.seed, config.backbone_weights)
+    network = network.to(device, memory_format=torch.channels_last)
+    learner = Learner(Compression(config, network, data.keys))
+    own = np.arange(len(fused.embeddings()["held_out"]))  # the run's own steps stand first
+    held_out = own[data.held_out[own]]
+
+    def curve() -> dict[str, float]:
+        embedding, fused_one = embed_pixels(network, pixels, held_out), data.embeddings[held_out]
+        return {"cosine": agreement(embedding, fused_one)["cosine"], **retrieval(embedding, fused_one)}
+
+    yield from follow(run, learner, lambda first: _batches(config, data, pixels, first, device), curve, state)
+    _finish(run, config, network.eval(), fused, data, pixels, own)
+
+
+def gather_targets(fused: Run, more_rgb: list[Path], device: str = "auto") -> Targets:
+    """The run's own steps first, then the frames of every further folder."""
+    data = own_targets(fused)
+    for root in more_rgb:
+        data = data + more_targets(fused, root, device=device)
+    return data
+
+
+def refuse_leaks(data: Targets, pixels: np.ndarray) -> None:
+    """Raises InputError when a training frame is, pixel by pixel, one of the held-out frames."""
+    prints = [hash(frame.tobytes()) for frame in pixels]
+    held = {prints[i]: i for i in np.flatnonzero(data.held_out)}
+    for i in np.flatnonzero(~data.held_out):
+        if (j := held.get(prints[i])) is not None and np.array_equal(pixels[i], pixels[j]):
+            raise InputError(f"{data.files[i]}: a training frame that is held out as {data.files[j]}; leave it out")
+
+
+def _batches(config, data: Targets, pixels: np.ndarray, first: int, device) -> Iterator[Pixels]:
+    """Batch n is a pure function of (seed, n): epochs are permutations, and every change of the pixels is drawn."""
+    training = np.flatnonzero(~data.held_out)
+    if config.batch_size > len(training):
+        raise InputError(f"--batch_size {config.batch_size} is larger than the {len(training)} frames; lower it")
+    per_epoch = len(training) // config.batch_size
+    for n in range(first, config.steps):
+        order = np.random.default_rng([config.seed, 1, n // per_epoch]).permutation(training)
+        chosen = order[n % per_epoch * config.batch_size :][: config.batch_size]
+        images = torch.from_numpy(pixels[chosen]).to(device).float()
+        images = augmented(images, np.random.default_rng([config.seed, 2, n]), config.photometric, config.shift)
+        yield Pixels(images, torch.from_numpy(data.embeddings[chosen]).to(device), chosen)
+
+
+def augmented(images: Tensor, rng: np.random.Generator, photometric: float = 1.0, shift: float = 0.01) -> Tensor:
+    """Frames `[B, S, S, 3]` in 0..255, each changed by its own draw in ways that leave its target true.
+
+    Light and colour: gain, contrast, saturation, tint and gamma. Camera: blur and noise. Place: a shift of at most
+    `shift` of the side, its edge repeated. Never a flip, a crop or a turn: the embedding says where things are.
+    """
+    size = images.shape[1]
+    x = images / 255
+
+    def draw(low, high, channels=1):
+        return torch.from_numpy(rng.uniform(low, high, (len(images), 1, 1, channels)).astype(np.float32)).to(x.device)
+
+    p = photometric
+    x = x * draw(1 - 0.4 * p, 1 + 0.4 * p) * draw(1 - 0.15 * p, 1 + 0.15 * p, 3)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = mean + (x - mean) * draw(1 - 0.3 * p, 1 + 0.3 * p)
+    grey = x.mean(3, keepdim=True)
+    x = grey + (x - grey) * draw(1 - 0.4 * p, 1 + 0.4 * p)
+    x = x.clamp(1e-4, 1) ** torch.exp(draw(-0.3 * p, 0.3 * p))
+    some = draw(0, 1) < 0.3 * min(p, 1)
+    blurred = F.avg_pool2d(F.pad(x.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate"), 3, 1).permute(0, 2, 3, 1)
+    x = torch.where(some, blurred, x)
+    noise = torch.from_numpy(rng.standard_normal(x.shape, np.float32)).to(x.device)
+    x = x + noise * draw(0, 0.03 * p)
+    if most := round(shift * size):
+        padded = F.pad(x.permute(0, 3, 1, 2), (most,) * 4, mode="replicate").permute(0, 2, 3, 1)
+        at = rng.integers(0, 2 * most + 1, (len(images), 2))
+        x = torch.stack([f[r : r + size, c : c + size] for f, (r, c) in zip(padded, at.tolist(), strict=True)])
+    return x.clamp(0, 1) * 255
+
+
+@torch.no_grad()
+def embed_pixels(network: Compact, pixels: np.ndarray, index: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Embeddings `[n, E]` of cached frames `[*, S, S, 3]` uint8, in evaluation mode and in full precision."""
+    was_training = network.training
+    network.eval()
+    device = network.head.weight.device
+    rows = [network(torch.from_numpy(pixels[i]).to(device)) for i in np.split(index, range(batch, len(index), batch))]
+    network.train(was_training)
+    return torch.cat(rows).float().cpu().numpy()
+
+
+def _finish(run: CompactRun, config: CompactConfig, network: Compact, fused: Run, data, pixels, own) -> None:
+    """Weights, embeddings of the run's own steps, and final figures on the held-out ones."""
+    run.save_compact(network, config.backbone)
+    stored = fused.embeddings()
+    embedding = embed_pixels(network, pixels, own)
+    arrays = {k: stored[k] for k in ("task", "episode", "step", "time", "held_out", "teacher")}
+    arrays |= {"student": embedding, "fused": stored["student"]}
+    write_atomic(run.file("embeddings.npz"), lambda p: np.savez(p, **arrays))
+    h = stored["held_out"]
+    summary = {
+        "n_train": int((~data.held_out).sum()),
+        "n_more": len(data.files) - len(own),
+        "n_held_out": int(h.sum()),
+        "held-out": {**retrieval(embedding[h], stored["student"][h]), **agreement(embedding[h], stored["student"][h])},
+    }
+    write_atomic(run.file("summary.json"), lambda p: p.write_text(json.dumps(summary, indent=2), encoding="utf-8"))
+
+
+def export_run(run: CompactRun, limit: float = 1e-4) -> dict[str, float]:
+    """Export into the run's own folder and check the file on real held-out frames; the parity is kept in `onnx.json`.
+
+    Raises InputError when file and network differ by more than `limit` relative.
+    """
+    network, data = run.compact(), own_targets(Run.open(PROJECT / run.config.run))
+    path = export_onnx(network, run.folder)
+    pixels = frame_cache(data.files, network.size)[np.flatnonzero(data.held_out)[:64]]
+    found = parity(network, path, pixels) | {"opset": OPSET, "bytes": path.stat().st_size}
+    if not found["relative"] < limit:
+        path.unlink()
+        raise InputError(f"{path}: differs from the network by {found['relative']:.1e} relative (limit {limit:.0e})")
+    write_atomic(run.file("onnx.json"), lambda p: p.write_text(json.dumps(found, indent=2), encoding="utf-8"))
+    return found

@@ -1,0 +1,168 @@
+"""Use a run: packs -> one embedding per step, or RGB frames straight to embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from rgb2pc_lib.data.packs import Layout, choose
+from rgb2pc_lib.data.pairing import OK, Pairing, Samples, pair, refuse_broken
+from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice
+from rgb2pc_lib.data.workspace import Workspace
+from rgb2pc_lib.deploy.backbones import Compact
+from rgb2pc_lib.deploy.compact import CompactRun, open_run
+from rgb2pc_lib.deploy.frames import in_batches, read_frames, resized
+from rgb2pc_lib.encoders.encode import encode, windows
+from rgb2pc_lib.encoders.images import ImageEncoder, load_encoder
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.models import Student
+from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.learning.train import embed_samples, pick_device
+
+
+def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[pd.DataFrame, np.ndarray]:
+    """Embed every step that all experts of the run have; no teacher is needed.
+
+    Returns the keys (task, episode, step, time) and the embeddings `[n, E]` float32, row for row.
+
+    >>> keys, embeddings = embed_packs(Run.open("runs/moe-seed0"), Workspace.load(SAMPLE))  # doctest: +SKIP
+    """
+    student, _ = run.student()
+    pairing = pair(workspace.only(*student.experts), teacher=False)
+    samples = every_step(pairing)
+    device = pick_device(device)
+    gatherer = Gatherer(samples, run.config.frame_copy, device=device)
+    places = embedding_lattice(pairing.finest_grid)
+    embeddings, _ = embed_samples(student.to(device), gatherer, np.arange(len(samples)), places)
+    return samples.keys(), embeddings
+
+
+def every_step(pairing: Pairing) -> Samples:
+    """All steps that every expert has, whether or not the teacher has them."""
+    refuse_broken(pairing)
+    has = (pairing.table[pairing.experts] == OK).all(axis=1).to_numpy()
+    if not has.any():
+        raise InputError(f"no step is in the packs of all of {', '.join(pairing.experts)}")
+    rows = np.flatnonzero(has)[:, None]
+    return Samples(pairing, rows, dict.fromkeys(pairing.experts, rows), np.full_like(rows, -1))
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """RGB frames in, embeddings out: through the run's own experts and its student, or through a compact student.
+
+    Experts: the same numbers as from packs extracted beforehand, up to the packs' rounding to 16 bits.
+
+    >>> embedder = Embedder.from_run("runs/moe-seed0")  # doctest: +SKIP
+    >>> embedder(frames).shape  # uint8 [B, H, W, 3] -> [B, E]  # doctest: +SKIP
+    (8, 256)
+    """
+
+    name: str  # of the run
+    forward: Callable[[np.ndarray], torch.Tensor]  # images [B, H, W, 3] uint8 -> [B, E]
+    together: bool = False  # an expert sees several frames: give all frames of an episode at once, in order
+
+    @classmethod
+    def from_run(
+        cls, run: Run | str | Path, device: str = "auto", weights: dict[str, str | Path] | None = None,
+        window: int = 8, stride: int = 8,
+    ) -> Embedder:  # fmt: skip
+        """An embedder of a finished run.
+
+        Args:
+            weights: expert -> its official file or folder, for experts that do not bring their own.
+            window, stride: for experts that see several frames together, as their packs were extracted.
+
+        Raises InputError when the folder holds no finished run, or an expert has no encoder or no weights here.
+        """
+        run, device, weights = open_run(run), pick_device(device), weights or {}
+        if isinstance(run, CompactRun):
+            return cls(run.name, partial(_through_pixels, run.compact().to(device)))
+        student, _ = run.student()
+        encoders = {name: load_encoder(name, str(device), weights.get(name)) for name in student.experts}
+        together = any(encoder.together for encoder in encoders.values())
+        through = partial(_through_experts, student.to(device), encoders, run.config.frame_copy, window, stride)
+        return cls(run.name, through, together)
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings `[B, E]` float32 of RGB images `[B, H, W, 3]` uint8. Raises InputError for another layout."""
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise InputError(f"expected RGB images [B, H, W, 3] in uint8, found {list(images.shape)} in {images.dtype}")
+        return self.forward(images).float().cpu().numpy()
+
+
+def _through_pixels(network: Compact, images: np.ndarray) -> torch.Tensor:
+    small = np.stack([resized(image, network.size) for image in images])
+    return network(torch.from_numpy(small).to(network.head.weight.device))
+
+
+def _through_experts(
+    student: Student, encoders: dict, copy: str, window: int, stride: int, images: np.ndarray
+) -> torch.Tensor:
+    device = student.projector[-1].weight.device
+    views = {name: encoder.view(*images.shape[1:3]) for name, encoder in encoders.items()}
+    at = embedding_lattice(max((view.grid for view in views.values()), key=math.prod))  # [K, 2]
+    tokens, present = {}, torch.ones(len(images), len(at), len(encoders), dtype=torch.bool, device=device)
+    for m, (name, encoder) in enumerate(encoders.items()):
+        grids = _one_copy(encoder, images, copy, window, stride).to(device)  # [B, Hf, Wf, C]
+        view = views[name]
+        cells = torch.from_numpy(Layout(view.grid, view.box).cells(at)).to(device)  # [K]
+        tokens[name] = grids.flatten(1, 2)[:, cells.clamp(min=0)]  # [B, K, C]
+        present[:, :, m] &= cells >= 0
+    positions = torch.tensor(at, dtype=torch.float32, device=device).expand(len(images), -1, -1)
+    return student(tokens, present, positions).embedding
+
+
+def _one_copy(encoder: ImageEncoder, images: np.ndarray, copy: str, window: int, stride: int) -> torch.Tensor:
+    """Tokens `[B, Hf, Wf, C]`: each frame as it stands in the window that the run takes its copies from."""
+    if not encoder.together:
+        return encoder(torch.tensor(images))
+    tokens = encode(encoder, images, window, stride)  # [W, T, Hf, Wf, C]
+    places: dict[int, list[tuple[int, int]]] = {}
+    for w, rows in enumerate(windows(len(images), window, stride)):
+        for t, frame in enumerate(rows):
+            places.setdefault(frame, []).append((w, t))
+    chosen = [choose(places[i], copy, tokens.shape[1]) for i in range(len(images))]
+    return torch.stack([tokens[w, t] for w, t in chosen])
+
+
+def embed_frames(
+    embedder: Embedder, sources: Sequence[str | Path], every: int = 1, batch: int = 8, progress: bool = True
+) -> tuple[list[str], np.ndarray]:
+    """Names and embeddings `[n, E]` of images, folders of images and videos (`frames.read_frames`).
+
+    Frames are decoded and embedded `batch` at a time; where an expert sees frames together, a folder or video at once.
+    """
+    names, rows = [], []
+    with tqdm(desc=embedder.name, unit="frame", disable=not progress) as bar:
+        for some, images in in_batches(read_frames(sources, every), 0 if embedder.together else batch):
+            names += some
+            rows.append(embedder(images))
+            bar.update(len(some))
+    return names, np.concatenate(rows)
+
+
+def save_embeddings(path: Path, names: list[str], embeddings: np.ndarray) -> None:
+    """Write `.npz` (arrays `names` and `embeddings`) or `.parquet` (columns `name` and `embedding`).
+
+    Raises InputError for another ending and where parquet's package is missing.
+    """
+    if path.suffix == ".npz":
+        return write_atomic(path, lambda p: np.savez(p, names=np.array(names), embeddings=embeddings))
+    if path.suffix != ".parquet":
+        raise InputError(f"{path}: expected a name that ends in .npz or .parquet")
+    table = pd.DataFrame({"name": names, "embedding": list(embeddings)})
+    try:
+        write_atomic(path, lambda p: table.to_parquet(p, engine="pyarrow", index=False))
+    except ImportError:
+        raise InputError(f"{path}: parquet needs pyarrow; run: pip install 'rgb2pc[import]', or write .npz") from None

@@ -1,0 +1,116 @@
+"""RGB frames from images, folders or a video, one frame at a time; and a cache of many at one resolution."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from rgb2pc_lib.data.workspace import CACHE, natural_key
+from rgb2pc_lib.encoders.extract import IMAGES, read_image
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.runs import write_atomic
+
+VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+
+
+def read_frames(sources: Sequence[str | Path], every: int = 1) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(sequence, name, RGB pixels `[H, W, 3]` uint8) of all images and videos named, or lying in the folders named.
+
+    Images of a folder come in the order of their numbers and are named by their path inside it; frames of a video
+    are named `<file>#000012`, counted from 0. A sequence is a video or the images of one folder. `every` n keeps each
+    n-th frame of a video.
+    Raises InputError naming what cannot be read; names are checked before anything is decoded.
+    """
+    if every < 1:
+        raise InputError(f"--every: expected at least 1, found {every}")
+    for name, path in [file for source in map(Path, sources) for file in _files(source)]:
+        if path.suffix.lower() in VIDEOS:
+            yield from ((name, f"{name}#{i:06d}", image) for i, image in read_video(path, every))
+        else:
+            yield str(path.parent), name, read_image(path)
+
+
+def _files(source: Path) -> list[tuple[str, Path]]:
+    if source.is_dir():
+        found = sorted(
+            (p for p in source.rglob("*") if p.suffix.lower() in IMAGES + VIDEOS),
+            key=lambda p: natural_key(p.relative_to(source).as_posix()),
+        )
+        if not found:
+            raise InputError(f"{source}: expected images or videos below this folder, found none")
+        return [(p.relative_to(source).as_posix(), p) for p in found]
+    if not source.is_file():
+        raise InputError(f"{source}: no such file or folder")
+    if source.suffix.lower() not in IMAGES + VIDEOS:
+        raise InputError(f"{source}: expected an image ({', '.join(IMAGES)}) or a video ({', '.join(VIDEOS)})")
+    return [(source.name, source)]
+
+
+def read_video(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the frame, RGB pixels `[H, W, 3]` uint8) of a video, decoded one frame at a time.
+
+    Raises InputError when PyAV is not installed and for a file that is no video.
+    """
+    try:
+        import av
+    except ImportError:
+        raise InputError(f"{path}: reading a video needs PyAV; run: pip install 'rgb2pc[import]'") from None
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"{path}: expected a video, found a file without pictures")
+            for i, frame in enumerate(container.decode(video=0)):
+                if i % every == 0:
+                    yield i, frame.to_ndarray(format="rgb24")
+    except (av.error.FFmpegError, OSError) as e:
+        raise InputError(f"{path}: expected a readable video, found: {e}") from None
+
+
+def in_batches(frames: Iterator[tuple[str, str, np.ndarray]], batch: int) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Consecutive frames of one sequence and size together: (names, images `[b, H, W, 3]`), b <= batch (0: all)."""
+    names, images, at = [], [], None
+    for sequence, name, image in frames:
+        if images and (len(images) == batch or (sequence, image.shape) != at):
+            yield names, np.stack(images)
+            names, images = [], []
+        at = sequence, image.shape
+        names.append(name)
+        images.append(image)
+    if images:
+        yield names, np.stack(images)
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """An image `[H, W, 3]` uint8 as a whole at `[size, size, 3]`, its axes scaled independently (Pillow, bilinear).
+
+    >>> resized(np.zeros((240, 320, 3), np.uint8), 112).shape
+    (112, 112, 3)
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise InputError(f"expected an RGB image [H, W, 3] in uint8, found {list(image.shape)} in {image.dtype}")
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def frame_cache(files: Sequence[Path], size: int, cache: Path | None = None, progress: bool = True) -> np.ndarray:
+    """The frames `[n, size, size, 3]` uint8 in the order given, decoded once and memory-mapped from then on.
+
+    The cache is keyed by every file's path, size and time of change: a changed file is decoded anew.
+    """
+    stamps = [f"{path}|{(s := path.stat()).st_size}|{s.st_mtime_ns}" for path in files]
+    key = hashlib.sha256("\n".join([str(size), *stamps]).encode()).hexdigest()[:16]
+    store = (cache or CACHE) / "frames" / f"{key}.npy"
+    if not store.exists():
+
+        def write(partial: Path) -> None:
+            out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), size, size, 3))
+            for i, path in enumerate(tqdm(files, desc=f"frames at {size} px", disable=not progress, unit="frame")):
+                out[i] = resized(read_image(path), size)
+            out.flush()
+
+        write_atomic(store, write)
+    return np.load(store, mmap_mode="r")

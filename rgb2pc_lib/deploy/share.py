@@ -1,0 +1,121 @@
+"""One folder to hand on: a run or a compact student with what is needed to use it, and a card with its own figures.
+
+The folder is a run's folder without what belongs to its maker: no data, no paths, no resume state. `Run.open`,
+`CompactRun.open` and `Embedder.from_run` read it as they read any run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.runs import Config, Run, write_atomic
+
+_HOME = {"pc_root": "", "vis_roots": {}, "rgb_root": "", "state_root": "", "cloud_root": "", "save_dir": ""}
+_FRONT = """---
+library_name: rgb2pc
+tags: [robotics, distillation, point-cloud, rgb]
+---
+"""
+_USE = """## Use
+
+```python
+from rgb2pc_lib.deploy.embed import Embedder
+
+embedder = Embedder.from_run("this/folder")
+embeddings = embedder(images)  # uint8 [B, H, W, 3] -> [B, E]
+```
+"""
+_COPIED = ("model.safetensors", "summary.json", "ledger.csv", "onnx.json", "model.onnx", "infer.py")
+
+
+def share(run: Run | str | Path, folder: Path) -> Path:
+    """Write a finished run, or a compact student, into a new folder and return it.
+
+    config.json (settings without paths), model.safetensors, summary.json, README.md (the card), and of a compact
+    student also its ONNX file, the example and the ledger where they were made.
+    Raises InputError for an unfinished run and where the folder holds something already.
+
+    >>> share("runs/compact-resnet18-seed0", Path("shared/compact"))  # doctest: +SKIP
+    """
+    run = open_run(run)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds files already; name a new folder")
+    if not run.finished:
+        raise InputError(f"{run.folder}: the run is unfinished, continue it with --resume before sharing it")
+    config = anonymous(run.config)
+    card = model_card(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _COPIED:
+        if run.file(name).exists():
+            shutil.copyfile(run.file(name), folder / name)
+    write_atomic(folder / "config.json", lambda p: p.write_text(config.to_json(), encoding="utf-8"))
+    write_atomic(folder / "README.md", lambda p: p.write_text(card, encoding="utf-8"))
+    return folder
+
+
+def anonymous(config: Config | CompactConfig) -> Config | CompactConfig:
+    """The settings without folders, which mean nothing elsewhere and may name people."""
+    if isinstance(config, CompactConfig):
+        return dataclasses.replace(config, run="", more_rgb=(), backbone_weights="", save_dir="")
+    return dataclasses.replace(config, **_HOME)
+
+
+def model_card(run: Run) -> str:
+    """Markdown with the front matter of model hubs; every figure is read from the run's folder."""
+    compact, summary, config = isinstance(run, CompactRun), run.summary, run.config
+    against = "the fused student it was distilled from" if compact else "the point-cloud teacher"
+    if compact:
+        title = f"Compact student: {config.backbone} at {config.size} x {config.size} pixels"
+        lead = (
+            "One RGB frame in, one embedding out, which stands in for a point-cloud feature. Distilled from a student "
+            "of several visual experts, itself distilled from a point-cloud encoder. It needs no cloud and no expert."
+        )
+    else:
+        title = f"Student of {', '.join(summary['gates'])} ({config.fusion} fusion)"
+        lead = (
+            "Features of several visual experts that see only RGB in, one embedding out, which stands in for a "
+            "point-cloud feature. The experts' own weights are not in this folder and have their own licences."
+        )
+    lines = [_FRONT, f"# {title}", "", lead, "", _USE]
+    if run.file("model.onnx").exists():
+        lines += ["Without torch (onnxruntime, numpy, pillow): `python infer.py image.png`.", ""]
+    lines += ["## Figures", "", f"{summary['n_held_out']} held-out frames against {against}; one training.", ""]
+    lines += _table(pd.Series(summary["held-out"], name="held out").to_frame())
+    if run.file("ledger.csv").exists():
+        wide = pd.read_csv(run.file("ledger.csv")).pivot_table(index="measure", columns="hop", sort=False)["value"]
+        lines += ["", "Hop by hop on the same held-out frames (R2 within task, cm: median error):", "", *_table(wide)]
+    if run.file("onnx.json").exists():
+        onnx = json.loads(run.file("onnx.json").read_text(encoding="utf-8"))
+        lines += ["", f"ONNX file and network differ by {onnx['relative']:.1e} relative on {onnx['frames']} frames."]
+    return "\n".join([*lines, "", "## Limits", "", *(f"- {line}" for line in _limits(run, compact)), ""])
+
+
+def _limits(run: Run, compact: bool) -> list[str]:
+    summary = run.summary
+    more = summary.get("n_more", 0)
+    lines = [f"Trained on {summary['n_train']} frames" + (f", {more} of them without a cloud." if more else ".")]
+    what = "tasks" if not compact and run.config.split_by == "task" else "episodes"
+    lines += [
+        f"Held out were {what} of the same recordings; other cameras, robots and scenes were not tried.",
+        "It knows what its teacher knows: where the figures above are low, so is its use.",
+        "One training; figures of other seeds will differ.",
+    ]
+    if compact:
+        lines.append("It sees one frame at a time, resized as a whole: things that are small in the image are lost.")
+    return lines
+
+
+def _table(frame: pd.DataFrame) -> list[str]:
+    head = ["| " + " | ".join(["", *map(str, frame.columns)]) + " |", "|" + "---|" * (len(frame.columns) + 1)]
+    rows = [
+        "| " + " | ".join([str(name), *("–" if pd.isna(v) else f"{v:.4g}" for v in row)]) + " |"
+        for name, row in zip(frame.index, frame.to_numpy(), strict=True)
+    ]
+    return head + rows

@@ -1,0 +1,100 @@
+"""What a compact student learns from: RGB frames beside the fused student's embeddings of them. No clouds.
+
+The run's own steps have their embeddings in its folder. Frames of other episodes are embedded through the run's
+experts once, an episode at a time, and kept in the project's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from rgb2pc_lib.data.workspace import CACHE, natural_key
+from rgb2pc_lib.deploy.embed import Embedder
+from rgb2pc_lib.encoders.extract import Frames, list_frames
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.runs import Run, write_atomic
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Frames and what the fused student makes of them; row i of everything is the same step."""
+
+    keys: pd.DataFrame  # task, episode, step, time
+    files: list[Path]  # n RGB frames
+    embeddings: np.ndarray  # [n, E] float32, the fused student's
+    held_out: np.ndarray  # [n] bool
+
+    def __add__(self, other: Targets) -> Targets:
+        return Targets(
+            pd.concat([self.keys, other.keys], ignore_index=True),
+            self.files + other.files,
+            np.concatenate([self.embeddings, other.embeddings]),
+            np.concatenate([self.held_out, other.held_out]),
+        )
+
+    def take(self, index: np.ndarray) -> Targets:
+        files = [self.files[i] for i in np.arange(len(self.files))[index]]
+        return Targets(self.keys.loc[index].reset_index(drop=True), files, self.embeddings[index], self.held_out[index])
+
+
+def own_targets(run: Run) -> Targets:
+    """The run's own steps, held out as they were there. Raises InputError where a frame is missing.
+
+    The embeddings are those in the run's folder, made from its packs.
+    """
+    if run.config.sample_unit != "step":
+        raise InputError(f"{run.folder}: its samples are windows, a compact student sees one frame; train it on steps")
+    root = run.config.workspace.require("rgb").rgb
+    stored = run.embeddings()
+    keys = pd.DataFrame({k: stored[k] for k in ("task", "episode", "step", "time")})
+    frames = {
+        (task, episode, file.stem): file for (task, episode), files in list_frames(root).items() for file in files
+    }
+    wanted = list(zip(keys["task"], keys["episode"], keys["step"], strict=True))
+    missing = [k for k in wanted if k not in frames]
+    if missing:
+        raise InputError(f"{root}: no frame of {len(missing)} of the run's steps, such as {'/'.join(missing[0])}")
+    return Targets(keys, [frames[k] for k in wanted], stored["student"].astype(np.float32), stored["held_out"])
+
+
+def more_targets(
+    run: Run, rgb_root: Path, batch: int = 8, device: str = "auto", cache: Path | None = None, progress: bool = True
+) -> Targets:
+    """Frames `<rgb_root>/<task>/<episode>/<step>.jpg` that the run has not seen, all for training.
+
+    Killed? The next call goes on with the first episode that is not embedded yet.
+    """
+    weights = hashlib.sha256(run.file("model.safetensors").read_bytes()).hexdigest()[:16]
+    episodes = list_frames(rgb_root)
+    stores = {key: (cache or CACHE) / "targets" / weights / f"{_stamp(files)}.npz" for key, files in episodes.items()}
+    missing = [key for key, store in stores.items() if not store.exists()]
+    missing.sort(key=lambda key: natural_key(key[1]))  # the first episodes of all tasks, then the second ones
+    embedder = Embedder.from_run(run, device) if missing else None
+    with tqdm(total=sum(len(episodes[k]) for k in missing), unit="frame", disable=not missing or not progress) as bar:
+        bar.set_description(f"targets of {run.name}")
+        for key in missing:
+            frames = Frames(episodes[key])
+            step = len(frames) if embedder.together else batch
+            table = np.concatenate([embedder(frames[i : i + step]) for i in range(0, len(frames), step)])
+            bar.update(len(frames))
+            write_atomic(stores[key], lambda p, table=table: np.savez(p, embeddings=table))
+    files = [file for key in episodes for file in episodes[key]]
+    steps = [(t, e, file.stem, i) for (t, e), some in episodes.items() for i, file in enumerate(some)]
+    tables = []
+    for store in stores.values():
+        with np.load(store, allow_pickle=False) as z:
+            tables.append(z["embeddings"])
+    keys = pd.DataFrame(steps, columns=["task", "episode", "step", "time"])
+    return Targets(keys, files, np.concatenate(tables), np.zeros(len(files), bool))
+
+
+def _stamp(files: list[Path]) -> str:
+    """Of an episode's frames, wherever their folder lies: names, sizes and times of change."""
+    stats = [("/".join(file.parts[-3:]), file.stat()) for file in files]
+    return hashlib.sha256("\n".join(f"{f}|{s.st_size}|{s.st_mtime_ns}" for f, s in stats).encode()).hexdigest()[:16]

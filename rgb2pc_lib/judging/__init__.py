@@ -1,0 +1,1 @@
+"""Is the student as useful as the teacher, and why."""

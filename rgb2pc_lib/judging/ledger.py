@@ -1,0 +1,158 @@
+"""What each hop costs and keeps: teacher -> fused student -> compact student, on held-out episodes only."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rgb2pc_lib.data.workspace import PROJECT
+from rgb2pc_lib.deploy.compact import CompactRun
+from rgb2pc_lib.deploy.embed import Embedder
+from rgb2pc_lib.deploy.export import open_onnx
+from rgb2pc_lib.deploy.frames import resized
+from rgb2pc_lib.encoders.extract import Frames, list_frames
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.judging.evaluate import judge_features, judge_run, load_targets, pooled_features
+from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.learning.train import Data
+
+TEACHER, FUSED = "teacher", "fused student"
+COSTS = ("parameters, M", "CPU ms a frame", "memory, MB")
+
+
+def judge(compacts: dict[str, CompactRun], repeats: int = 9) -> pd.DataFrame:
+    """The whole ledger of compact students of one run: quality and costs. Also left in each one's `ledger.csv`.
+
+    Raises InputError when they are of different runs, or made from other embeddings than the run now holds.
+    """
+    sources = {run.config.run for run in compacts.values()}
+    if len(sources) != 1:
+        raise InputError(f"compact students of different runs: {', '.join(sorted(sources))}; judge them apart")
+    fused = Run.open(PROJECT / sources.pop())
+    root = fused.config.workspace.require("rgb").rgb
+    files = next(iter(list_frames(root, fused.config.tasks).values()))
+    images = Frames(files)[:8]
+    parts = quality(compacts, fused), costs({FUSED: fused, **compacts}, images, repeats)
+    table = pd.concat(parts, ignore_index=True)
+    for run in compacts.values():
+        write_atomic(run.file("ledger.csv"), lambda p: table.to_csv(p, index=False))
+    return table
+
+
+def quality(compacts: dict[str, CompactRun], fused: Run) -> pd.DataFrame:
+    """Every hop judged alike on held-out steps, long: hop, measure, value. Probes where the run names states.
+
+    Hops: the teacher, each expert's pooled features, the fused student, and the compact students by name. Retrieval
+    finds a step's own cloud among the held-out ones.
+    """
+    e, state = fused.embeddings(), fused.config.workspace.state
+    keys, held_out = pd.DataFrame({k: e[k] for k in ("task", "episode", "step", "time")}), e["held_out"]
+    targets = load_targets(state, keys) if state else {}
+    features = {TEACHER: e["teacher"], **pooled_features(Data.open(fused.config))}
+    rows = {name: judge_features(x, e["teacher"], targets, keys, held_out) for name, x in features.items()}
+    rows[FUSED] = judge_run(fused, state)
+    for name, run in compacts.items():
+        if not np.array_equal(run.embeddings()["fused"], e["student"]):
+            raise InputError(
+                f"{run.folder}: was distilled from other embeddings than {fused.folder} holds; train again"
+            )
+        rows[name] = judge_run(run, state)
+    return _long(rows)
+
+
+def advantage_kept(table: pd.DataFrame, compact: str) -> pd.DataFrame:
+    """(compact - best expert) / (fused - best expert) for every probe; NaN where fusion has no advantage to keep.
+
+    Columns: measure, best expert, best, fused, compact, kept.
+    """
+    wide = table.pivot_table(index="measure", columns="hop", values="value", sort=False)
+    experts = [h for h in table["hop"].unique() if h not in (TEACHER, FUSED) and pd.isna(wide[h].get("R@1", np.nan))]
+    lines = []
+    for measure in wide.index:
+        if not (measure.startswith("R2 ") or measure.endswith(" cm") or measure == "task accuracy"):
+            continue
+        sign = -1 if measure.endswith(" cm") else 1
+        best = (sign * wide.loc[measure, experts]).idxmax()
+        values = wide.loc[measure, [best, FUSED, compact]]
+        gap = values[FUSED] - values[best]
+        kept = (values[compact] - values[best]) / gap if sign * gap > 0 else np.nan
+        lines.append((measure, best, *values, kept))
+    return pd.DataFrame(lines, columns=["measure", "best expert", "best", "fused", "compact", "kept"])
+
+
+def costs(runs: dict[str, Run], images: np.ndarray, repeats: int = 5, threads: int = 1) -> pd.DataFrame:
+    """Time, parameters and memory of every way from RGB to embedding, long: hop, measure, value.
+
+    Times are of one frame at a time, in seconds of the processor, which other programs disturb little, taken in this
+    process in turns; the median counts. Parameters and memory are those of a fresh process that does nothing else: all
+    tensors that it learned or loaded, and how much its peak grew over that of a process with the libraries alone.
+    A compact student with an ONNX file has a second line, "<name>, ONNX".
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ways = {}
+        for name, run in runs.items():
+            ways[name] = Embedder.from_run(run, "cpu")
+            if run.file("model.onnx").exists():
+                ways[f"{name}, ONNX"] = OnnxEmbedder(run.file("model.onnx"), threads)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for n in range(repeats + 1):
+            for name, way in ways.items():
+                frame = images[n % len(images)][None]
+                start = time.process_time()
+                way(frame)
+                times[name].append(time.process_time() - start)
+    finally:
+        torch.set_num_threads(before)
+    rows = {name: {COSTS[1]: 1000 * float(np.median(seconds[1:]))} for name, seconds in times.items()}
+    for name, run in runs.items():
+        rows[name] |= _alone(run.folder, images[0])
+    return _long(rows)
+
+
+class OnnxEmbedder:
+    """A compact student's ONNX file, from frames of any size `[B, H, W, 3]` uint8 to embeddings `[B, E]`."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        self.session = open_onnx(path, threads)
+        self.size = self.session.get_inputs()[0].shape[1]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.session.run(None, {"images": np.stack([resized(image, self.size) for image in images])})[0]
+
+
+def _alone(folder: Path, image: np.ndarray) -> dict[str, float]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(_measure, str(folder), image).result()
+
+
+def _measure(folder: str, image: np.ndarray) -> dict[str, float]:
+    torch.set_num_threads(1)
+    before = _peak_memory()
+    embedder = Embedder.from_run(PROJECT / folder, "cpu")
+    embedder(image[None])
+    everything = gc.get_objects()
+    parameters = {id(p): p.numel() for p in everything if issubclass(type(p), torch.nn.Parameter)}  # wakes no proxy
+    return {COSTS[0]: sum(parameters.values()) / 1e6, COSTS[2]: _peak_memory() - before}
+
+
+def _peak_memory() -> float:
+    """Peak resident memory of this process in MB; NaN where the system does not tell (it is Linux that does)."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    except (OSError, StopIteration):
+        return float("nan")
+
+
+def _long(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
+    lines = [(hop, measure, value) for hop, row in rows.items() for measure, value in row.items()]
+    return pd.DataFrame(lines, columns=["hop", "measure", "value"])

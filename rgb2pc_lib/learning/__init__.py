@@ -1,0 +1,1 @@
+"""Paired batches become a run."""

@@ -1,0 +1,373 @@
+"""A run: one training, as a folder. Everything that shows or judges a run reads this folder.
+
+config.json        every setting (the frozen dataclass `Config`, round trip)
+metrics.jsonl      one line per logged step
+summary.json       final figures on held-out samples
+model.safetensors  weights and the teacher's mean
+state.pt           what --resume needs (tensors and plain values only)
+embeddings.npz     student and teacher embeddings, mean gates and keys of all samples
+tensorboard/       the same curves for TensorBoard
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import shlex
+import tempfile
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from rgb2pc_lib.data.packs import COPIES
+from rgb2pc_lib.data.pairing import FALLBACKS, UNITS
+from rgb2pc_lib.data.step_points import KINDS
+from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.models import FUSIONS, Student
+from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
+
+ROUTES = ("distill", "geometric")
+ANCHORS = ("first", "middle", "last", "random")
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there only the threads of one process know of each other
+    fcntl = None
+
+
+def option(default, text: str, choices: tuple = (), least=None, most=None):
+    """A field of settings: its help (with the unit) and what is allowed."""
+    info = {"help": text, "choices": choices, "least": least, "most": most}
+    if isinstance(default, (dict, tuple)):
+        return field(default_factory=lambda: default, metadata=info)
+    return field(default=default, metadata=info)
+
+
+_FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a training: checked when made, round trip through JSON, and back to a command line.
+
+    Raises InputError naming the setting when a value is out of range.
+    """
+
+    tool = "tools/train_rgb2pc_distill.py"
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value, info = getattr(self, f.name), f.metadata
+            if info["choices"] and value not in info["choices"]:
+                raise InputError(f"--{f.name}: expected one of {', '.join(info['choices'])}, found {value!r}")
+            if info["least"] is not None and not value >= info["least"]:
+                raise InputError(f"--{f.name}: expected at least {info['least']}, found {value}")
+            if info["most"] is not None and not value <= info["most"]:
+                raise InputError(f"--{f.name}: expected at most {info['most']}, found {value}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        raw = json.loads(text)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+
+    def changes(self, other: Self) -> dict[str, tuple]:
+        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers."""
+        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {k: (ours[k], theirs[k]) for k in ours if k not in _FREE and ours[k] != theirs[k]}
+
+    def command(self) -> str:
+        """The command line, for the project's folder, that repeats this run."""
+        words = ["python", self.tool]
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+            if value == default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{f.name}" if value else f"--no_{f.name}")
+            elif isinstance(value, dict):
+                words += [f"--{f.name}", *(f"{k}={v}" for k, v in value.items())]
+            elif isinstance(value, tuple):
+                words += [f"--{f.name}", *value]
+            else:
+                words += [f"--{f.name}", str(value)]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Every setting of a training. The command line, the notebooks and the widgets all make this object.
+
+    Relative folders count from the project's folder, so that a run means the same wherever it is opened.
+
+    Raises InputError naming the setting when a value is out of range.
+
+    >>> Config(fusion="moe").batch_size
+    64
+    """
+
+    route: str = option("distill", "one embedding a step, or one a place, aligned with the cloud's points", ROUTES)
+    # data
+    pc_root: str = option("", "folder of teacher features: <task>/<episode>/step_0042.ply.ulip_<tag>.pt")
+    vis_roots: dict[str, str] = option({}, "expert packs, NAME=FOLDER, several allowed")
+    rgb_root: str = option("", "folder of RGB frames (places grids that crop; shown in notebooks)")
+    state_root: str = option("", "folder of low-dimensional state, for probes only")
+    cloud_root: str = option("", "folder of PLY clouds (shown in notebooks)")
+    teacher_tag: str = option("", "which ulip_<tag> to use where a step has several")
+    tasks: tuple[str, ...] = option((), "tasks to use; none named: all")
+    # pairing
+    strict_pairing: bool = option(True, "teacher and student see the same step, by name; otherwise any of the episode")
+    pairing_fallback: str = option("skip", "what settles a step that a source lacks", FALLBACKS)
+    sample_unit: str = option("step", "a sample is one step, or a window of steps pooled", UNITS)
+    window: int = option(8, "length of a window, steps", least=1)
+    shuffle_pairs: bool = option(False, "the control: every sample gets the teacher of another one")
+    split_by: str = option("episode", "what is held out", ("episode", "task"))
+    held_out: float = option(0.25, "share that is held out, of every task's episodes or of the tasks", least=0, most=1)
+    split_seed: int = option(0, "seed of the split, kept apart so that runs of all seeds are judged alike", least=0)
+    # sampling
+    batch_size: int = option(64, "samples a batch", least=2)
+    student_tokens: int = option(64, "positions per sample, shared by all experts; at the grid's size: all", least=1)
+    teacher_points: int = option(0, "random points averaged per step as augmentation; 0: all, from a table", least=0)
+    frame_copy: str = option("middle", "which of a frame's copies in overlapping windows", COPIES)
+    expert_drop: float = option(
+        0.3, "chance to leave an expert out of a sample, in the first 70 % of the steps", least=0, most=0.9
+    )
+    # student
+    fusion: str = option("weighted", "one learned weight per expert, a gate per place (moe), or all equal", FUSIONS)
+    fuse_dim: int = option(256, "width D of adapters and fusion", least=1)
+    moe_hidden: int = option(128, "width of the gate network", least=1)
+    moe_top_k: int = option(0, "experts a place may use; 0: all", least=0)
+    gate_noise: float = option(0.0, "noise on the gate's logits while training, standard deviation", least=0)
+    load_balance: float = option(0.0, "weight of the term that spreads the gates over experts", least=0)
+    # losses
+    tau: float = option(0.05, "temperature of InfoNCE", least=1e-4)
+    learn_tau: bool = option(False, "learn the temperature, starting at tau")
+    loss_mse: float = option(0.0, "weight of the squared distance of normalised embeddings", least=0)
+    loss_relational: float = option(0.0, "weight of the match of similarity matrices", least=0)
+    exclude_near: int = option(0, "steps of one episode this near in time are not negatives, steps", least=0)
+    # alignment with points (route geometric, or beside distillation)
+    loss_geometric: float = option(0.0, "weight of point-to-patch InfoNCE beside distillation", least=0)
+    loss_consistency: float = option(
+        0.0, "weight of the distance of a point's embeddings in two steps (route geometric)", least=0
+    )
+    point_target: str = option("teacher", "what is known of a point: the teacher's feature, or its xyz", KINDS)
+    anchor: str = option("middle", "the frame of a window that is used (route geometric, windows)", ANCHORS)
+    # training
+    steps: int = option(400, "training steps", least=1)
+    lr: float = option(3e-3, "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", least=0)
+    weight_decay: float = option(0.05, "AdamW weight decay", least=0)
+    grad_clip: float = option(1.0, "largest gradient norm; 0: no clipping", least=0)
+    amp: bool = option(False, "bfloat16 autocast")
+    seed: int = option(0, "seed of weights, batches and drops", least=0)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    micro_batch: int = option(
+        0, "samples read and forwarded at once, to save memory; 0: all. The loss is that of the whole batch", least=0
+    )
+    num_threads: int = option(0, "CPU threads of torch; 0: leave as it is", least=0)
+    # the run's folder
+    save_dir: str = option("", "folder of the run; none: runs/<fusion>-seed<seed>")
+    save_every: int = option(200, "steps between checkpoints", least=1)
+    log_every: int = option(10, "steps between lines of metrics.jsonl", least=1)
+    eval_every: int = option(100, "steps between retrieval checks on held-out samples; 0: at the end only", least=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.aligns and not self.strict_pairing:
+            raise InputError("--no_strict_pairing: points and places of the same step are aligned; leave it out")
+        if self.loss_geometric and self.route == "distill" and self.sample_unit == "window":
+            raise InputError("--loss_geometric: points belong to one step; use --sample_unit step")
+        if self.loss_consistency and self.route == "distill":
+            raise InputError("--loss_consistency: expected --route geometric, which can draw two steps of an episode")
+
+    @property
+    def aligns(self) -> bool:
+        """Whether places are aligned with points, alone or beside distillation."""
+        return self.route == "geometric" or self.loss_geometric > 0
+
+    @property
+    def folder(self) -> Path:
+        return PROJECT / (self.save_dir or f"runs/{self.fusion}-seed{self.seed}")
+
+    @property
+    def workspace(self) -> Workspace:
+        roots = {"teacher": self.pc_root, "rgb": self.rgb_root, "state": self.state_root, "clouds": self.cloud_root}
+        return Workspace(
+            **{k: PROJECT / v for k, v in roots.items() if v},
+            experts={k: PROJECT / v for k, v in self.vis_roots.items()},
+            teacher_tag=self.teacher_tag or None,
+        )
+
+    def with_workspace(self, workspace: Workspace) -> Config:
+        """The same settings on other data."""
+        roots = {"pc_root": "teacher", "rgb_root": "rgb", "state_root": "state", "cloud_root": "clouds"}
+        return dataclasses.replace(
+            self,
+            **{ours: portable(getattr(workspace, theirs)) for ours, theirs in roots.items()},
+            vis_roots={k: portable(v) for k, v in workspace.experts.items()},
+            teacher_tag=workspace.teacher_tag or "",
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Reads and writes a run's folder.
+
+    >>> Run(Path("runs/moe-seed0")).summary["held-out"]["R@1"]  # doctest: +SKIP
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """An existing run. Raises InputError when the folder holds none."""
+        run = cls(Path(folder))
+        if not run.file("config.json").exists():
+            raise InputError(f"{folder}: holds no run (no config.json); train one with tools/train_rgb2pc_distill.py")
+        return run
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def config(self) -> Config:
+        return Config.from_json(self.file("config.json").read_text(encoding="utf-8"))
+
+    @property
+    def finished(self) -> bool:
+        return self.file("summary.json").exists()
+
+    def holds(self, config: Settings) -> bool:
+        """Whether this is a finished run with these settings."""
+        return self.finished and not self.config.changes(config)
+
+    @property
+    def summary(self) -> dict:
+        return json.loads(self._finished_file("summary.json").read_text(encoding="utf-8"))
+
+    def metrics(self) -> pd.DataFrame:
+        """One row per logged step; a half-written last line, from a killed run, is left out."""
+        return pd.DataFrame(read_metrics(self.file("metrics.jsonl")))
+
+    def student(self) -> tuple[Student, torch.Tensor]:
+        """The trained student in evaluation mode, and the teacher's mean `[E]`."""
+        path, config = self._finished_file("model.safetensors"), self.config
+        try:
+            with safe_open(path, framework="pt") as f:
+                about = json.loads(f.metadata()["student"])
+                tensors = {k: f.get_tensor(k) for k in f.keys()}
+        except (SafetensorError, KeyError, TypeError) as e:
+            raise InputError(f"{path}: not the weights of a run ({e}); train it again") from None
+        mean = tensors.pop("teacher_mean")
+        student = build_student(config, about["channels"], about["embed_dim"])
+        student.load_state_dict(tensors)
+        return student.eval(), mean
+
+    def save_student(self, student: Student, channels: dict[str, int], teacher_mean: torch.Tensor) -> None:
+        about = json.dumps({"channels": channels, "embed_dim": len(teacher_mean)})
+        tensors = {k: v.contiguous().cpu() for k, v in student.state_dict().items()}
+        write_atomic(
+            self.file("model.safetensors"),
+            lambda p: p.write_bytes(save_tensors({**tensors, "teacher_mean": teacher_mean.cpu()}, {"student": about})),
+        )
+
+    def embeddings(self) -> dict[str, np.ndarray]:
+        """student [n, E], teacher [n, E], gates [n, M], and per sample task, episode, step, time, held_out."""
+        with np.load(self._finished_file("embeddings.npz"), allow_pickle=False) as z:
+            return dict(z)
+
+    def state(self) -> dict:
+        """The resume state. Raises InputError when it is unreadable."""
+        path = self.file("state.pt")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
+            raise InputError(f"{path}: not a readable checkpoint ({e}); delete this run and train again") from None
+
+    def _finished_file(self, name: str) -> Path:
+        if not self.file(name).exists():
+            raise InputError(f"{self.file(name)}: not there yet; the run is unfinished, continue it with --resume")
+        return self.file(name)
+
+
+def build_student(config: Config, channels: dict[str, int], embed_dim: int) -> Student:
+    """The student that a config describes."""
+    sizes = (
+        channels, embed_dim, config.fusion, config.fuse_dim, config.moe_hidden, config.moe_top_k, config.gate_noise
+    )  # fmt: skip
+    if not config.aligns:
+        return Student(*sizes, seed=config.seed)
+    inputs = 3 if config.point_target == "xyz" else embed_dim
+    head = PointHead(config.point_target, inputs, embed_dim, config.fuse_dim)
+    return PlaceStudent(*sizes, head=head, knows_place=config.route == "distill", seed=config.seed)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Lines of a metrics file up to the first that is not whole."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+_lock, _claimed = threading.Lock(), set()
+
+
+@contextmanager
+def claim(folder: Path):
+    """A run's folder has one writer at a time, over all threads and processes of this machine.
+
+    Raises InputError while another one writes.
+    """
+    taken = f"{folder}: is being trained by another panel, notebook or tool; wait for that one or stop it"
+    with _lock:
+        if folder in _claimed:
+            raise InputError(taken)
+        _claimed.add(folder)
+    try:
+        name = f"rgb2pc-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
+        with open(Path(tempfile.gettempdir()) / name, "w") as file:
+            try:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
+            except BlockingIOError:
+                raise InputError(taken) from None
+            yield
+    finally:
+        with _lock:
+            _claimed.discard(folder)
+
+
+def write_atomic(path: Path, write) -> None:
+    """`write(temporary path)`, flushed to disk, then renamed: the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
+    try:
+        write(partial)
+        with open(partial, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

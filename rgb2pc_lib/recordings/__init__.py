@@ -1,0 +1,1 @@
+"""Other people's recordings, old packs and the simulator become workspaces."""

@@ -1,0 +1,184 @@
+"""Other people's recordings -> the folders of a workspace: frames, clouds, state, and the file that names them.
+
+What a recording holds is said by its reader (`robotwin`, `lerobot`) as a list of `Recording`; here it is written:
+`rgb/<task>/<episode>/step_0042.jpg`, `clouds/<task>/<episode>/step_0042.ply` and, last, `state/<task>/<episode>.npz`,
+whose presence marks a finished episode. Steps carry the number of their frame. The source is only read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from rgb2pc_lib.data.clouds import Cloud, write_ply
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.ranks import rank, shard
+
+SAVE = {"jpg": ("JPEG", {"quality": 95, "subsampling": 0}), "png": ("PNG", {"compress_level": 1})}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One episode, not yet read."""
+
+    task: str
+    episode: str
+    frames: int
+    # the frames asked for, in their order: image [H, W, 3] uint8, cloud or None
+    read: Callable[[range], Iterator[tuple[np.ndarray, Cloud | None]]]
+    state: Callable[[range], dict[str, np.ndarray]]  # arrays of these frames, and whatever else is known
+    about: dict[str, str] = field(default_factory=dict)  # what else decides what is written, such as the camera
+
+
+def import_recordings(
+    recordings: list[Recording], source: Path, out: Path, every: int = 1, image: str = "jpg", progress: bool = True
+) -> tuple[int, int]:
+    """Write this rank's recordings below `out`; the numbers of episodes (written, kept).
+
+    every: take each so-many-th frame. image: "png" keeps every pixel, "jpg" (quality 95) is several times smaller.
+    An episode that is there is kept if it was imported in the same way; an interrupted one is begun again.
+    Raises InputError for an `out` inside the source, two recordings of one name, and episodes imported otherwise.
+    """
+    if every < 1:
+        raise InputError(f"--every: expected 1 or more, found {every}")
+    folder = source if source.is_dir() else source.parent
+    if folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(f"{out}: the import must not be written into its source {folder}; choose another --out")
+    names = [f"{r.task}/{r.episode}" for r in recordings]
+    twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise InputError(f"{source}: several recordings would be called {twice[0]}; import their folders one by one")
+    written = kept = 0
+    total = sum(len(range(0, r.frames, every)) for r in shard(recordings))
+    with tqdm(total=total, unit="frame", disable=not progress or rank() > 0) as bar:
+        for recording in shard(recordings):
+            bar.set_postfix_str(f"{recording.task}/{recording.episode}")
+            frames = range(0, recording.frames, every)
+            about = json.dumps(recording.about | {"frames": recording.frames, "every": every, "image": image})
+            if _is_there(out, recording, about):
+                kept += 1
+                bar.update(len(frames))
+            else:
+                _write(out, recording, frames, image, about, bar)
+                written += 1
+    return written, kept
+
+
+def _is_there(out, recording, about):
+    path = out / "state" / recording.task / f"{recording.episode}.npz"
+    if not path.exists():
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as state:
+            found = str(state["about"])
+    except (OSError, KeyError, ValueError) as e:
+        raise InputError(f"{path}: expected the state of an imported episode, found: {e}; delete the file") from None
+    if found != about:
+        raise InputError(f"{path}: imported otherwise, {found} instead of {about}; delete it or choose another --out")
+    return True
+
+
+def _write(out, recording, frames, image, about, bar):
+    rgb, clouds, state = (out / kind / recording.task / recording.episode for kind in ("rgb", "clouds", "state"))
+    for folder in (rgb, clouds):
+        for leftover in folder.glob("step_*"):  # of an interrupted import
+            leftover.unlink()
+    names = [f"step_{i:04d}" for i in frames]
+    kind, options = SAVE[image]
+    for name, (pixels, cloud) in zip(names, recording.read(frames), strict=True):
+        rgb.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(rgb / f"{name}.tmp", format=kind, **options)
+        os.replace(rgb / f"{name}.tmp", rgb / f"{name}.{image}")
+        if cloud is not None:
+            clouds.mkdir(parents=True, exist_ok=True)
+            write_ply(clouds / f"{name}.ply", cloud)
+        bar.update()
+    last = max(recording.frames - 1, 1)
+    values = {
+        "steps": np.array(names),
+        "time": np.array(frames, np.int32),  # frames of the source
+        "progress": (np.array(frames) / last).astype(np.float32),
+        **recording.state(frames),
+        "about": np.array(about),
+    }
+    state.parent.mkdir(parents=True, exist_ok=True)
+    half_written = state.with_name(f".{state.name}.tmp")
+    with half_written.open("wb") as file:
+        np.savez_compressed(file, **values)
+    os.replace(half_written, state.with_name(f"{state.name}.npz"))
+
+
+def write_workspace(out: Path, name: str) -> Path:
+    """The workspace file `<out>/<name>.toml` over what was imported; one that is there is left as it is."""
+    path = out / f"{name}.toml"
+    if path.exists():
+        return path
+    clouds = '# <task>/<episode>/step_0042.ply\nclouds = "clouds"' if (out / "clouds").is_dir() else "# no clouds"
+    half_written = path.with_name(f".{path.name}.{rank()}.tmp")
+    half_written.write_text(_TOML.format(name=name, clouds=clouds), encoding="utf-8")
+    os.replace(half_written, path)
+    return path
+
+
+_TOML = """\
+# What was imported, as a workspace. Every path counts from the folder of this file; absolute paths work too.
+name = "{name}"
+
+[roots]
+# <task>/<episode>/step_0042.jpg (or .png)
+rgb = "rgb"
+{clouds}
+# <task>/<episode>.npz, read by the probes only
+state = "state"
+# <task>/<episode>/step_0042.ply.ulip_<tag>.pt; written by tools/extract_teacher.py
+teacher = "teacher"
+
+# one line an expert: any name = the folder of its packs, written by tools/extract_features.py;
+# delete the lines of those you do without
+[experts]
+croco = "features_croco"
+vggt = "features_vggt"
+dinov3 = "features_dinov3"
+da3 = "features_da3"
+"""
+
+
+def choose_camera(asked: str | None, there: list[str], where: Path) -> str:
+    """The camera of that name, or the only one there is; the last part of a dotted name is enough.
+
+    >>> choose_camera("top", ["observation.images.top", "observation.images.wrist"], Path("data"))
+    'observation.images.top'
+    """
+    fits = [name for name in there if asked is None or asked in (name, name.split(".")[-1])]
+    if len(fits) == 1:
+        return fits[0]
+    wanted = f"a camera called '{asked}'" if asked else "one camera, or --camera to choose one"
+    raise InputError(f"{where}: expected {wanted}, found {', '.join(there) or 'none'}")
+
+
+def slug(text: str) -> str:
+    """A name fit for a folder.
+
+    >>> slug("Pick up the cube, and place it!")
+    'pick-up-the-cube-and-place-it'
+    """
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
+
+
+def optional(module: str) -> ModuleType:
+    """A package of the extra `import`. Raises InputError saying what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        package = module.split(".")[0]
+        raise InputError(f"{package} cannot be imported ({e}); run: pip install -e '.[import]'") from None

@@ -1,0 +1,527 @@
+"""Simulated robot episodes: Meta-World scripted experts rendered to RGB, point clouds and low-dimensional state.
+
+One episode is one (task, seed, randomisation): object placement, camera, light, colours, textures and
+distractors all follow from it, so it can be rebuilt bit for bit. A roll-out has two passes: physics first,
+then only the kept steps are rendered. This is the only module that needs the extra ``sim``.
+
+>>> scene = Scene("drawer-open")                                # doctest: +SKIP
+>>> scene.record(seed=0, randomise=RANDOM).clouds[0].xyz.shape   # doctest: +SKIP
+(1024, 3)
+"""
+
+import ctypes.util
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from PIL import Image
+
+from rgb2pc_lib.data.clouds import Cloud, back_project, read_ply, transform, write_ply
+from rgb2pc_lib.errors import InputError
+
+GL_HELP = (
+    "off-screen rendering needs an OpenGL library: expected MUJOCO_GL=osmesa (Debian package libosmesa6) or "
+    "MUJOCO_GL=egl (libegl1 and libegl-mesa0, or a GPU driver)"
+)
+
+
+def choose_gl() -> str:
+    """The off-screen OpenGL that MuJoCo should use: MUJOCO_GL if set, else OSMesa, else EGL."""
+    if os.environ.get("MUJOCO_GL"):
+        return os.environ["MUJOCO_GL"]
+    for name, library in (("osmesa", "OSMesa"), ("egl", "EGL")):
+        if ctypes.util.find_library(library):
+            return name
+    raise InputError(f"{GL_HELP}; found neither. Install one: apt-get install libosmesa6")
+
+
+if sys.platform == "linux":  # elsewhere MuJoCo's own default works
+    os.environ["MUJOCO_GL"] = choose_gl()  # read once, when mujoco is imported
+
+try:
+    import mujoco
+
+    warnings.filterwarnings("ignore", module="gymnasium|metaworld")
+    from gymnasium.envs.mujoco import MujocoEnv
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as ENVIRONMENTS
+    from metaworld.policies import ENV_POLICY_MAP as EXPERTS
+except ModuleNotFoundError as error:
+    raise InputError(f"recording needs the simulator, found no module {error.name}; pip install -e '.[sim]'") from error
+except (ImportError, AttributeError, RuntimeError) as error:  # what PyOpenGL raises without its library
+    raise InputError(f"{GL_HELP}; found MUJOCO_GL={os.environ.get('MUJOCO_GL')}, which fails: {error}") from error
+
+from rgb2pc_lib.recordings.sim_labels import LABELS, geom_labels, pixel_labels  # noqa: E402, imports mujoco
+
+TASKS = tuple(sorted(name.removesuffix("-v3") for name in EXPERTS))
+SAMPLE_TASKS = (
+    "drawer-open", "door-open", "assembly", "hammer",
+    "peg-insert-side", "window-open", "button-press-topdown", "bin-picking",
+)  # fmt: skip
+# parts of the names of the tasks whose goal is a marker and nothing else
+MARKER_GOALS = ("reach", "push", "pick-", "coffee-pull", "stick-pull", "hand-insert", "peg-unplug")
+SLIDE, HINGE = int(mujoco.mjtJoint.mjJNT_SLIDE), int(mujoco.mjtJoint.mjJNT_HINGE)  # comparing enums is slow
+ARM_JOINTS = 9  # seven arm joints and two finger slides come first in every Meta-World model
+TABLE_TOP = 0.012  # m above the table plane: higher points belong to robot and objects
+MAX_DISTRACTORS = 6
+PARKED = (0, 0, -5)  # m, where unused distractors wait, far below the floor
+
+
+@dataclass(frozen=True)
+class View:
+    """A pinhole camera on a sphere around the point it looks at (world frame, z up)."""
+
+    azimuth: float = -35.0  # degrees; 0 looks from +x, 90 from +y
+    elevation: float = 40.0  # degrees above the horizon
+    distance: float = 1.05  # m
+    target: tuple[float, float, float] = (0.0, 0.64, 0.16)  # m
+    fovy: float = 45.0  # degrees, vertical
+
+    def pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position [3] (m) and rotation [3, 3] whose columns are right, up and backward (OpenGL axes)."""
+        azimuth, elevation = np.radians([self.azimuth, self.elevation])
+        ground = np.cos(elevation)
+        back = np.array([ground * np.cos(azimuth), ground * np.sin(azimuth), np.sin(elevation)])
+        right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
+        return np.array(self.target) + self.distance * back, np.stack([right, np.cross(back, right), back], axis=1)
+
+
+@dataclass(frozen=True)
+class Randomise:
+    """How strongly the look of an episode varies; 0 leaves it as it is, 1 is the documented range."""
+
+    camera: float = 0.0  # +-20 degrees azimuth, +-8 degrees elevation, +-10 % distance, +-4 cm target
+    light: float = 0.0  # lamps moved by up to 0.6 m and dimmed or brightened by up to 60 %
+    colour: float = 0.0  # every material tinted by up to 60 %
+    texture: float = 0.0  # chance of each texture to become smooth noise
+    distractors: int = 0  # up to this many boxes, cylinders and ellipsoids beside the workspace (at most 6)
+
+    def __bool__(self) -> bool:
+        return self != FIXED
+
+
+FIXED = Randomise()
+RANDOM = Randomise(camera=1.0, light=1.0, colour=1.0, texture=0.5, distractors=4)
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What one recording looks like, the same for all its episodes."""
+
+    size: int = 224  # px, height and width of the image
+    steps: int = 16  # kept per episode, evenly spaced over the roll-out, first and last included
+    points: int = 1024  # per cloud
+    frame: str = "camera"  # of the clouds: "camera" (OpenCV axes) or "world" (uses the extrinsics, which RGB lacks)
+    view: View = field(default_factory=View)
+    workspace: tuple = ((-0.45, 0.30, -0.03), (0.45, 1.00, 0.55))  # m, world: two corners of the box that is kept
+    above_table: float = 0.6  # share of the points on robot and objects, as far as so many are visible
+    max_length: int = 300  # control steps before an episode counts as failed
+    after_success: int = 2  # control steps recorded after the first success
+
+    def __post_init__(self):
+        if self.frame not in ("camera", "world"):
+            raise InputError(f"frame: expected camera or world, found {self.frame!r}")
+        for name, least in (("size", 16), ("steps", 2), ("points", 1), ("max_length", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+
+
+STANDARD = RecordConfig()  # of the bundled sample
+
+
+@dataclass(frozen=True)
+class Episode:
+    """S kept steps of one roll-out; a failed one has no images and no clouds."""
+
+    images: list[np.ndarray]  # S times uint8 [H, W, 3]
+    clouds: list[Cloud]  # S times
+    state: dict[str, np.ndarray]  # the arrays of the state file, see data/README.md
+
+    @property
+    def success(self) -> bool:
+        return bool(self.state["success"])
+
+
+def task_name(name: str) -> str:
+    """A Meta-World task without its version suffix.
+
+    >>> task_name("drawer-open-v3")  # doctest: +SKIP
+    'drawer-open'
+    """
+    if name.removesuffix("-v3") not in TASKS:
+        raise InputError(f"task: expected one of {', '.join(TASKS)}; found {name!r}")
+    return name.removesuffix("-v3")
+
+
+class Scene:
+    """One task with our camera in it; ``record`` rolls out its expert."""
+
+    renderer = None
+
+    def __init__(self, task: str, config: RecordConfig = STANDARD):
+        self.task = task_name(task)
+        self.config = config
+        self.env = _build_environment(self.task, config.view)
+        self.env._freeze_rand_vec, self.env.seeded_rand_vec = False, True  # so that env.seed decides the placement
+        self.model, self.data = self.env.model, self.env.data
+        self.model.vis.quality.offsamples = 0  # anti-aliasing and shadows cost a software renderer ten times the rest
+        self.model.vis.quality.shadowsize = 0
+        self.model.vis.global_.offwidth = self.model.vis.global_.offheight = config.size
+        self.renderer = _open_renderer(self.model, config.size)
+        self.options = mujoco.MjvOption()
+        self.options.sitegroup[:] = 0
+        self._show_goal_marker()
+        looks = "light_pos light_diffuse mat_rgba tex_data".split()
+        self._original = {name: getattr(self.model, name).copy() for name in looks}
+        headlight = self.model.vis.headlight
+        self._headlight = headlight.ambient.copy(), headlight.diffuse.copy()
+        self._plain_textures = True
+        self._geom_labels = geom_labels(self.model)
+
+    def close(self) -> None:
+        """Free the OpenGL context; a scene that is forgotten does so by itself."""
+        if self.renderer is not None:
+            self.renderer._gl_context.make_current()  # else it would free the buffers of the scene drawn last
+            self.renderer.close()
+            self.renderer = None
+
+    def __del__(self):
+        self.close()
+
+    # ------------------------------------------------------------------ one episode
+
+    def record(self, seed: int, randomise: Randomise = FIXED) -> Episode:
+        """Roll out the expert from ``seed``; the kept steps are rendered if it succeeds."""
+        stream = [seed, zlib.crc32(self.task.encode())]
+        self._set_looks(np.random.default_rng([*stream, 0]), randomise)
+        rng = np.random.default_rng([*stream, 1])  # which pixels become points
+        snapshots, success = self._roll_out(seed)
+        last = len(snapshots) - 1
+        kept = np.unique(np.linspace(0, last, self.config.steps).round().astype(int))
+        images, clouds, labels, rows = [], [], [], []
+        for index in kept:
+            self._restore(snapshots[index])
+            rows.append(self._state() | {"action": snapshots[index]["action"]})
+            if success:
+                image, cloud = self._observe(rng)
+                images.append(image)
+                clouds.append(cloud)
+                labels.append(self._labels(cloud))
+        K, world_to_camera = self.camera()
+        state = {name: np.stack([row[name] for row in rows]) for name in rows[0]} | {
+            "steps": np.array([f"step_{i:04d}" for i in range(len(kept))]),
+            "time": kept.astype(np.int32),
+            "progress": (kept / max(last, 1)).astype(np.float32),
+            "goal": np.asarray(self.env._target_pos, np.float32),
+            "K": K,
+            "world_to_camera": world_to_camera,
+            "success": np.array(success),
+            "randomised": np.array(bool(randomise)),
+            "seed": np.array(seed),
+            "frame": np.array(self.config.frame),
+            "labels": np.array(labels, np.uint8).reshape(len(labels), self.config.points),
+            "label_names": np.array(LABELS),
+        }
+        return Episode(images, clouds, state)
+
+    def _roll_out(self, seed: int) -> tuple[list[dict], bool]:
+        expert = EXPERTS[f"{self.task}-v3"]()
+        self.env.seed(seed)
+        observation, _ = self.env.reset()
+        snapshots, stop = [], self.config.max_length
+        success = False
+        while len(snapshots) < stop:
+            action = np.clip(expert.get_action(observation), -1, 1).astype(np.float32)
+            snapshots.append({name: getattr(self.data, name).copy() for name in ("qpos", "qvel", "mocap_pos")})
+            snapshots[-1]["action"] = action
+            observation, _, _, _, info = self.env.step(action)
+            if info["success"] > 0 and not success:
+                success = True
+                stop = min(len(snapshots) + self.config.after_success, self.config.max_length)
+        return snapshots, success
+
+    def _restore(self, snapshot: dict) -> None:
+        for name in ("qpos", "qvel", "mocap_pos"):
+            getattr(self.data, name)[:] = snapshot[name]
+        mujoco.mj_forward(self.model, self.data)
+        for name, position in self.env._target_site_config:  # Meta-World moves goal markers by hand
+            self.env._set_pos_site(name, position)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        model, data = self.model, self.data
+        articulated = [i for i in range(ARM_JOINTS, model.njnt) if model.jnt_type[i] in (SLIDE, HINGE)]
+        joint = data.qpos[model.jnt_qposadr[articulated[0]]] if articulated else np.nan
+        values = {
+            "tcp": self.env.tcp_center,
+            "object": self.env._get_pos_objects()[:3],
+            "opening": np.linalg.norm(data.body("rightclaw").xpos - data.body("leftclaw").xpos),
+            "joint": joint,
+            "qpos": data.qpos,
+        }
+        return {name: np.array(value, np.float32) for name, value in values.items()}
+
+    # ------------------------------------------------------------------ what the camera sees
+
+    def camera(self) -> tuple[np.ndarray, np.ndarray]:
+        """K [3, 3] (px, a pixel's centre at index + 0.5) and world_to_camera [4, 4] (OpenCV axes, m)."""
+        camera, size = self.model.camera("view"), self.config.size
+        focal = 0.5 * size / np.tan(np.radians(camera.fovy[0]) / 2)
+        K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+        rotation = self.data.cam_xmat[camera.id].reshape(3, 3) @ np.diag([1.0, -1.0, -1.0])  # OpenGL -> OpenCV
+        world_to_camera = np.eye(4)
+        world_to_camera[:3, :3] = rotation.T
+        world_to_camera[:3, 3] = -rotation.T @ self.data.cam_xpos[camera.id]
+        return K, world_to_camera
+
+    def _observe(self, rng: np.random.Generator) -> tuple[np.ndarray, Cloud]:
+        image = self._draw()
+        self.renderer.enable_depth_rendering()
+        depth = self._draw()
+        self.renderer.disable_depth_rendering()
+        return image, self._sample_cloud(image, depth, rng)
+
+    def _labels(self, cloud: Cloud) -> np.ndarray:
+        """What the simulator says each point belongs to, uint8 [N]: indices into ``LABELS``."""
+        self.renderer.enable_segmentation_rendering()
+        shown = pixel_labels(self._draw(), self._geom_labels)
+        self.renderer.disable_segmentation_rendering()
+        u, v = cloud.uv.astype(int).T
+        return shown[v, u]
+
+    def _draw(self) -> np.ndarray:
+        self.renderer.update_scene(self.data, camera="view", scene_option=self.options)
+        self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        return self.renderer.render().copy()
+
+    def _sample_cloud(self, image: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> Cloud:
+        """Distinct pixels inside the workspace; geometry alone decides what is above the table, not labels."""
+        config = self.config
+        K, world_to_camera = self.camera()
+        xyz = back_project(depth, K).reshape(-1, 3)  # camera frame, [H*W, 3]
+        world = transform(xyz, np.linalg.inv(world_to_camera))
+        low, high = np.array(config.workspace)
+        inside = np.all((world > low) & (world < high), axis=1)
+        raised = world[:, 2] > TABLE_TOP
+        above, table = np.flatnonzero(inside & raised), np.flatnonzero(inside & ~raised)
+        if len(above) + len(table) < config.points:
+            raise InputError(
+                f"points: expected at most {len(above) + len(table)}, the pixels that show the workspace of "
+                f"{self.task} at {config.size} px; found {config.points}; ask for fewer points or a larger image"
+            )
+        wanted = max(round(config.points * config.above_table), config.points - len(table))
+        wanted = min(wanted, len(above))
+        pixels = np.concatenate(
+            [rng.choice(above, wanted, replace=False), rng.choice(table, config.points - wanted, replace=False)]
+        )
+        return Cloud(
+            (xyz if config.frame == "camera" else world)[pixels].astype(np.float32),
+            image.reshape(-1, 3)[pixels],
+            np.stack([pixels % config.size, pixels // config.size], axis=1).astype(np.float32),
+        )
+
+    def _show_goal_marker(self) -> None:
+        """Some goals exist only as a marker (a site): show those, hide every other site."""
+        if any(word in self.task for word in MARKER_GOALS):
+            self.options.sitegroup[5] = 1
+            for i in range(self.model.nsite):
+                if "goal" in self.model.site(i).name:
+                    self.model.site_group[i] = 5
+
+    # ------------------------------------------------------------------ randomised looks
+
+    def _set_looks(self, rng: np.random.Generator, randomise: Randomise) -> None:
+        model, headlight = self.model, self.model.vis.headlight
+        for name in ("light_pos", "light_diffuse", "mat_rgba"):
+            getattr(model, name)[:] = self._original[name]
+        headlight.ambient[:], headlight.diffuse[:] = self._headlight
+
+        view, amount = self.config.view, randomise.camera
+        view = replace(
+            view,
+            azimuth=view.azimuth + amount * rng.uniform(-20, 20),
+            elevation=view.elevation + amount * rng.uniform(-8, 8),
+            distance=view.distance * (1 + amount * rng.uniform(-0.1, 0.1)),
+            target=tuple(np.array(view.target) + amount * rng.uniform(-0.04, 0.04, 3)),
+        )
+        position, rotation = view.pose()
+        camera = model.camera("view")
+        camera.pos[:] = position
+        mujoco.mju_mat2Quat(camera.quat, rotation.ravel())
+
+        amount = randomise.light
+        model.light_pos[:] += amount * rng.uniform(-0.6, 0.6, (model.nlight, 3))
+        model.light_diffuse[:] *= 1 + amount * rng.uniform(-0.6, 0.6, (model.nlight, 1))
+        model.light_diffuse[:] *= 1 + amount * rng.uniform(-0.15, 0.15, (model.nlight, 3))
+        headlight.ambient[:] *= 1 + amount * rng.uniform(-0.5, 0.4)
+        headlight.diffuse[:] *= 1 + amount * rng.uniform(-0.5, 0.4)
+
+        amount = randomise.colour
+        tint = 1 + amount * rng.uniform(-0.6, 0.6, (model.nmat, 3))
+        model.mat_rgba[:, :3] *= tint
+        model.mat_rgba[:, :3] += amount * rng.uniform(0, 0.25, (model.nmat, 3))
+        np.clip(model.mat_rgba, 0, 1, out=model.mat_rgba)
+        self._set_textures(rng, randomise.texture)
+        self._set_distractors(rng, randomise.distractors)
+
+    def _set_textures(self, rng: np.random.Generator, chance: float) -> None:
+        model = self.model
+        if not chance and self._plain_textures:
+            return
+        model.tex_data[:] = self._original["tex_data"]
+        for i in range(model.ntex):
+            if rng.random() < chance and model.tex_type[i] != int(mujoco.mjtTexture.mjTEXTURE_SKYBOX):
+                height, width, channels = model.tex_height[i], model.tex_width[i], model.tex_nchannel[i]
+                pixels = _noise_texture(rng, height, width)[..., :channels]
+                model.tex_data[model.tex_adr[i] :][: pixels.size] = pixels.ravel()
+        self.renderer._gl_context.make_current()
+        for i in range(model.ntex):
+            mujoco.mjr_uploadTexture(model, self.renderer._mjr_context, i)
+        self._plain_textures = not chance
+
+    def _set_distractors(self, rng: np.random.Generator, most: int) -> None:
+        shown = rng.integers(0, most, endpoint=True)
+        for i in range(MAX_DISTRACTORS):
+            geom = self.model.geom(f"distractor{i}")
+            size, spin = rng.uniform(0.015, 0.045, 3), rng.uniform(0, np.pi)
+            height = size[1] if geom.type[0] == int(mujoco.mjtGeom.mjGEOM_CYLINDER) else size[2]
+            side = rng.choice([-1, 1])  # left or right, out of the expert's way
+            place = side * rng.uniform(0.32, 0.45), rng.uniform(0.40, 0.85), height
+            geom.size[:], geom.rbound[:] = size, np.linalg.norm(size)
+            geom.quat[:] = np.cos(spin), 0, 0, np.sin(spin)
+            geom.rgba[:3] = rng.uniform(0, 1, 3)
+            geom.pos[:] = place if i < shown else PARKED
+
+
+def _build_environment(task: str, view: View):
+    """The task's environment, with our camera and parked distractors added to its scene before it is compiled.
+
+    The environments name their own class in ``super``, so they cannot be subclassed: the one method that
+    compiles the scene is replaced while the environment is built.
+    """
+
+    def compile_scene(env):
+        spec = mujoco.MjSpec.from_file(env.fullpath)
+        spec.worldbody.add_camera(name="view", fovy=view.fovy)
+        kinds = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_ELLIPSOID
+        for i in range(MAX_DISTRACTORS):  # seen, but without contact or mass
+            looks = {"type": kinds[i % 3], "size": [0.02] * 3, "pos": PARKED, "rgba": [1, 1, 1, 1]}
+            spec.worldbody.add_geom(name=f"distractor{i}", contype=0, conaffinity=0, mass=0, **looks)
+        model = spec.compile()
+        return model, mujoco.MjData(model)
+
+    with mock.patch.object(MujocoEnv, "_initialize_simulation", compile_scene):
+        return ENVIRONMENTS[f"{task}-v3-goal-observable"](seed=0)
+
+
+def _open_renderer(model, size: int):
+    try:
+        return mujoco.Renderer(model, size, size)
+    except Exception as error:  # each OpenGL fails in its own way
+        raise InputError(f"{GL_HELP}; found MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {error}") from error
+
+
+def _noise_texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Two random colours blended by coarse noise, uint8 [height, width, 3]."""
+    coarse = rng.integers(0, 256, rng.integers(2, 12, 2), dtype=np.uint8)
+    smooth = rng.choice([Image.Resampling.NEAREST, Image.Resampling.BILINEAR])
+    blend = np.asarray(Image.fromarray(coarse).resize((width, height), int(smooth)))[..., None] / 255
+    first, second = rng.uniform(30, 255, (2, 3))
+    return np.clip(first * blend + second * (1 - blend) + rng.normal(0, 3, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------- on disk
+
+
+def write_episode(root: str | Path, task: str, name: str, episode: Episode, jpeg_quality: int = 90) -> None:
+    """Write ``rgb/``, ``clouds/`` and, last, ``state/<task>/<name>.npz``: its presence marks a finished episode."""
+    root = Path(root)
+    rgb, clouds = root / "rgb" / task / name, root / "clouds" / task / name
+    state = root / "state" / task / f"{name}.npz"
+    for folder in (rgb, clouds, state.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    for leftover in (*rgb.glob("step_*"), *clouds.glob("step_*")):  # of an interrupted recording
+        leftover.unlink()
+    for step, image, cloud in zip(episode.state["steps"], episode.images, episode.clouds, strict=True):
+        Image.fromarray(image).save(rgb / f"{step}.jpg.tmp", format="JPEG", quality=jpeg_quality, optimize=True)
+        os.replace(rgb / f"{step}.jpg.tmp", rgb / f"{step}.jpg")
+        write_ply(clouds / f"{step}.ply", cloud)
+    half_written = state.with_suffix(".tmp")
+    with half_written.open("wb") as file:
+        np.savez_compressed(file, **episode.state)
+    os.replace(half_written, state)
+
+
+def record_task(
+    root: str | Path,
+    task: str,
+    episodes: int,
+    first_seed: int = 0,
+    randomise: str = "half",
+    config: RecordConfig = STANDARD,
+    jpeg_quality: int = 90,
+) -> Iterator[tuple[str, int, str]]:
+    """Record ``episode_0000`` ... of one task, each from the next seed at which the expert succeeds.
+
+    ``randomise`` is fixed, random, or half (every second episode is random). Finished episodes are left alone.
+    Yields (episode, seed, outcome), outcome being ``recorded``, ``kept`` (was there already) or ``failed``.
+    """
+    if randomise not in ("fixed", "random", "half"):
+        raise InputError(f"randomise: expected fixed, random or half, found {randomise!r}")
+    if episodes < 1 or first_seed < 0 or not 1 <= jpeg_quality <= 95:
+        found = f"episodes {episodes}, first seed {first_seed}, JPEG quality {jpeg_quality}"
+        raise InputError(f"expected 1 episode or more, a first seed of 0 or more, a quality of 1 to 95; found {found}")
+    task = task_name(task)
+    scene, seed = None, first_seed
+    try:
+        for index in range(episodes):
+            name = f"episode_{index:04d}"
+            looks = RANDOM if randomise == "random" or (randomise == "half" and index % 2) else FIXED
+            if (Path(root) / "state" / task / f"{name}.npz").exists():
+                kept = _check_finished(Path(root), task, name, looks, config)
+                yield name, kept, "kept"
+                seed = kept + 1
+                continue
+            scene = scene or Scene(task, config)
+            for tried in range(seed, seed + 50):
+                episode = scene.record(tried, looks)
+                if episode.success:
+                    write_episode(root, task, name, episode, jpeg_quality)
+                    yield name, tried, "recorded"
+                    break
+                yield name, tried, "failed"
+            else:
+                raise InputError(f"{task}: expected a success within 50 seeds, found none from {seed} to {tried}")
+            seed = tried + 1
+    finally:
+        if scene:
+            scene.close()
+
+
+def _check_finished(root: Path, task: str, name: str, looks: Randomise, config: RecordConfig) -> int:
+    """The seed of a finished episode, which must have been recorded with the same settings."""
+    path = root / "state" / task / f"{name}.npz"
+    with np.load(path, allow_pickle=False) as state:
+        found = {
+            "randomised": bool(state["randomised"]),
+            "frame": str(state["frame"]),
+            "size": round(2 * float(state["K"][0, 2])),
+            "steps": len(state["steps"]),
+            "points": len(read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")),
+        }
+        asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
+        asked["randomised"] = bool(looks)
+        asked["steps"] = min(config.steps, int(state["time"][-1]) + 1)  # a short roll-out has no more
+        differing = [key for key in asked if asked[key] != found[key]]
+        if differing:
+            raise InputError(
+                f"{path}: expected an episode with {', '.join(f'{key} = {asked[key]}' for key in differing)}, "
+                f"found {', '.join(str(found[key]) for key in differing)}; "
+                "record into another folder, or ask for the settings of the first recording"
+            )
+        return int(state["seed"])

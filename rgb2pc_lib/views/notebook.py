@@ -1,0 +1,64 @@
+"""What every notebook does: say what it ran with, show a figure, train the runs it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from importlib.metadata import version
+
+from IPython.display import Image, display
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.session import Session
+from rgb2pc_lib.views.plots import commit, png
+
+AT_ONCE = 4  # trainings, where there are so many cores
+
+
+def versions(*more: str) -> str:
+    """One line for the top of a notebook: the project's commit, Python, and the packages that decide the numbers.
+
+    >>> versions("umap-learn")  # doctest: +SKIP
+    'rgb2pc 0.1.0 (9d1f6d5a0c3b), Python 3.11.9, torch 2.13.0, numpy 2.4.6, scikit-learn 1.9.1, umap-learn 0.5.12'
+    """
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scikit-learn", *more))
+    return f"rgb2pc {version('rgb2pc')} ({commit()}), Python {platform.python_version()}, {packages}"
+
+
+def show(figure: Figure, dpi: int = 110) -> None:
+    """Display a matplotlib figure below the cell, without any state of pyplot."""
+    display(Image(png(figure, dpi)))
+
+
+def train_missing(rows: list[tuple[str, Config]]) -> None:
+    """Train the runs of a line-up (`evaluate.line_up`) that are not finished yet, one on each core.
+
+    It may be interrupted; the next call goes on from there. Raises InputError when a training fails.
+    """
+    waiting = [dataclasses.replace(config, num_threads=1) for _, config in rows if not Run(config.folder).holds(config)]
+    print(f"{len(rows) - len(waiting)} of {len(rows)} runs are there already")
+    sessions = [Session() for _ in range(min(os.cpu_count() or 1, AT_ONCE, len(waiting)))]
+    ended = 0  # steps of runs that are finished
+    with tqdm(total=sum(config.steps for config in waiting), unit="step", disable=not waiting) as bar:
+        try:
+            while sessions:
+                for session in [s for s in sessions if not s.snapshot().active]:
+                    now = session.snapshot()
+                    if now.error:
+                        raise InputError(f"{now.config.folder}: {now.error}") from session.exception
+                    ended += now.step
+                    session.start(waiting.pop(0)) if waiting else sessions.remove(session)
+                running = [s.snapshot() for s in sessions]
+                bar.set_description(", ".join(now.config.folder.name for now in running), refresh=False)
+                bar.update(ended + sum(now.step for now in running) - bar.n)
+                time.sleep(0.1)
+        finally:  # interrupted or failed: the others leave their checkpoints
+            for session in sessions:
+                session.stop(wait=False)
+            for session in sessions:
+                session.wait()

@@ -1,0 +1,117 @@
+"""The judgement explained: why R2 is taken within tasks, how many centimetres the probes are off, and what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rgb2pc_lib.judging.evaluate import (
+    CONCATENATED,
+    LOWER_IS_BETTER,
+    SHUFFLED,
+    TEACHER,
+    gap_closed,
+    interval,
+    mean_table,
+)
+from rgb2pc_lib.views.look import ALARM, plain
+from rgb2pc_lib.views.plots import colour
+
+
+def task_means(values: np.ndarray, keys: pd.DataFrame, held_out: np.ndarray) -> np.ndarray:
+    """What somebody predicts who knows the task and nothing else: the mean of its training steps, `[held-out, d]`."""
+    fitted = pd.DataFrame(values[~held_out]).groupby(keys["task"].to_numpy()[~held_out]).mean()
+    return fitted.loc[keys["task"].to_numpy()[held_out]].to_numpy()
+
+
+def task_only(targets: dict[str, np.ndarray], keys: pd.DataFrame, held_out: np.ndarray) -> pd.DataFrame:
+    """R2 on held-out samples of predicting each target from the task's name alone, plain and within task.
+
+    Plain R2 compares with the mean over all held-out samples; within-task R2 with the mean of each task's own. Whatever
+    the plain column shows is what a representation earns there for telling tasks apart.
+    """
+    task = keys["task"].to_numpy()[held_out]
+    lines = {}
+    for name, values in targets.items():
+        y, error = values[held_out], values[held_out] - task_means(values, keys, held_out)
+        own = pd.DataFrame(y).groupby(task).transform("mean").to_numpy()
+        lines[name] = [1 - (error**2).sum() / ((y - m) ** 2).sum() for m in (y.mean(0), own)]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=["plain R2", "R2 within task"])
+
+
+def task_only_figure(targets: dict[str, np.ndarray], keys: pd.DataFrame, held_out: np.ndarray, name: str) -> Figure:
+    """One target's true values against those predicted from the task alone: as they are, and around each task's mean.
+
+    Of a target with several axes, the one that the task tells most about.
+    """
+    task, y = keys["task"].to_numpy()[held_out], targets[name][held_out]
+    predicted = task_means(targets[name], keys, held_out)
+    own = pd.DataFrame(y).groupby(task).transform("mean").to_numpy()
+    axis = int(np.argmax(own.var(0) / y.var(0)))
+    pairs = {"plain": y.mean(0), "within task": own}
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    names = sorted(set(task))
+    tints = [f"C{i % 10}" for i in range(len(names))]
+    for axes, (kind, middle) in zip(figure.subplots(1, 2), pairs.items(), strict=True):
+        around, told = ((v - (middle if kind == "within task" else 0))[:, axis] for v in (y, predicted))
+        r2 = 1 - ((y - predicted)[:, axis] ** 2).sum() / ((y - middle)[:, axis] ** 2).sum()
+        for tint, one in zip(tints, names, strict=True):
+            axes.scatter(told[task == one], around[task == one], s=9, color=tint, alpha=0.6, label=plain(one))
+        ends = [min(around.min(), told.min()), max(around.max(), told.max())]
+        axes.plot(ends, ends, color="0.6", lw=1)
+        less = ", less its task's mean" if kind == "within task" else ""
+        axes.set(title=f"{kind}: R² {r2:.2f}", xlabel=f"predicted from the task alone{less}", ylabel=f"true{less}")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    unit = "" if name in ("opening", "progress") else " (m)"
+    which = f", axis {'xyz'[axis]}" if y.shape[1] == 3 else ""
+    figure.suptitle(f"{name}{which}{unit}, {len(y)} held-out steps; a point on the line is a perfect prediction")
+    return figure
+
+
+def centimetres_figure(long: pd.DataFrame) -> Figure:
+    """Median error of the position probes in centimetres, every model of the table; ticks are the seeds."""
+    table = mean_table(long)
+    measures = [m for m in ("tcp cm", "object cm") if m in table]
+    experts = [m.removesuffix(" only") for m in table.index if m.endswith(" only")]
+    order = [TEACHER, "moe", "weighted", *(f"{e} only" for e in experts), CONCATENATED, *experts, SHUFFLED]
+    order = [m for m in order if m in table.index]
+    figure = Figure(figsize=(12, 1.4 + 0.3 * len(order)), layout="constrained")
+    titles = {"tcp cm": "Where is the gripper?", "object cm": "Where is the object?"}
+    for axes, measure in zip(np.atleast_1d(figure.subplots(1, len(measures), sharey=True)), measures, strict=True):
+        for i, model in enumerate(order):
+            values = long.loc[(long["model"] == model) & (long["measure"] == measure), "value"]
+            axes.barh(i, values.mean(), color=colour(model, experts), alpha=0.55 if model in experts else 1)
+            axes.plot(values, np.full(len(values), i), "k|" if len(values) > 1 else "", ms=8)
+            axes.text(values.max() + 0.15, i, f"{values.mean():.1f}", va="center", fontsize=9)
+        axes.axvline(table.loc[TEACHER, measure], color="k", lw=1, ls=":")
+        axes.set(xlabel="median error on held-out episodes, cm (dotted: teacher)", title=titles[measure])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_yticks(range(len(order)), [plain(f"{m}, pooled" if m in experts else m) for m in order])
+    axes.invert_yaxis()
+    return figure
+
+
+def reading(long: pd.DataFrame, students: tuple[str, ...] = ("weighted", "moe")) -> pd.DataFrame:
+    """The table in words, one row a measure and student, no stronger than the interval over seeds allows.
+
+    Columns: measure, student, mean, best expert, its value, teacher, "student is" (above, below, or not told apart from
+    the best expert) and "a gap to close" (whether the teacher is better than the best expert at all).
+    """
+    lines = []
+    for row in gap_closed(long, students).itertuples():
+        values = long[(long["model"] == row.student) & (long["measure"] == row.measure)]["value"].to_numpy()
+        sign = -1 if row.measure in LOWER_IS_BETTER else 1
+        low, high = interval(sign * (values - row.best))
+        said = "above the best expert" if low > 0 else "below the best expert" if high < 0 else "not told apart"
+        gap = "yes" if sign * (row.teacher - row.best) > 0 else "no"
+        lines.append((row.measure, row.student, row.mean, row[3], row.best, row.teacher, said, gap))
+    columns = ["measure", "student", "mean", "best expert", "its value", "teacher", "student is", "a gap to close"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def said_colours(said: str) -> str:
+    """Style of a cell of `reading`."""
+    tints = {"above the best expert": "#009e73", "below the best expert": ALARM}
+    return f"color: {tints[said]}" if said in tints else ""

@@ -1,0 +1,290 @@
+"""Teacher and student side by side: their UMAPs, and how far neighbours agree in the spaces and in the pictures.
+
+UMAP keeps neighbourhoods and invents the rest: distances between clusters, their sizes and the axes mean nothing. So
+every picture comes with `neighbourhoods`, which is measured in the spaces themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from plotly.subplots import make_subplots
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import NearestNeighbors
+
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.metrics import knn_overlap, unit
+from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.views.look import plain
+
+NEIGHBOURS = 10  # of the measures
+COLOURINGS = ("task", "progress", "error")
+SCALES = {"progress": "viridis", "error": "magma_r"}  # matplotlib's names; both run from 0 to 1
+MEANING = {
+    "task": "which task",
+    "progress": "share of the episode that has passed",
+    "error": "cosine distance of student and teacher",
+}
+LEAST = 8  # samples of which a map can be drawn
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """The embeddings of a run, row for row: teacher (centred by the training mean, as in training) and student.
+
+    >>> spaces = Spaces.of(Run.open("runs/judge/moe-seed0"))  # doctest: +SKIP
+    >>> spaces.maps["teacher"].shape  # doctest: +SKIP
+    (1024, 2)
+    """
+
+    name: str
+    keys: pd.DataFrame  # task, episode, step, time
+    held_out: np.ndarray  # [n] bool
+    teacher: np.ndarray  # [n, E]
+    student: np.ndarray  # [n, E]
+
+    @classmethod
+    def of(cls, run: Run) -> Spaces:
+        """Raises InputError when the run is unfinished or embeds too few samples for a map."""
+        e = run.embeddings()
+        if len(e["step"]) < LEAST:
+            raise InputError(f"{run.folder}: embeds {len(e['step'])} samples; a map needs at least {LEAST}")
+        keys = pd.DataFrame({k: e[k] for k in ("task", "episode", "step", "time")})
+        return cls(run.name, keys, e["held_out"], e["teacher"] - e["teacher"][~e["held_out"]].mean(0), e["student"])
+
+    @functools.cached_property
+    def maps(self) -> dict[str, np.ndarray]:
+        """UMAP `[n, 2]` of "teacher" and "student", each made alone from all samples, scaled to spread 1.
+
+        The student's is then turned and mirrored as a whole onto the teacher's, which changes no neighbour.
+        """
+        teacher, student = (_scaled(fold(x)) for x in (self.teacher, self.student))
+        u, _, v = np.linalg.svd(student.T @ teacher)
+        return {"teacher": teacher, "student": student @ u @ v}
+
+    @functools.cached_property
+    def progress(self) -> np.ndarray:
+        """`[n]` share of the episode's recorded steps that has passed, 0..1."""
+        time = self.keys.groupby(["task", "episode"])["time"]
+        first, last = time.transform("min"), time.transform("max")
+        return ((self.keys["time"] - first) / (last - first).clip(lower=1)).to_numpy(float)
+
+    @functools.cached_property
+    def error(self) -> np.ndarray:
+        """`[n]` 1 - cosine of student and centred teacher: 0 same direction, 1 unrelated, 2 opposite."""
+        return 1 - (unit(self.student) * unit(self.teacher)).sum(1)
+
+    @functools.cached_property
+    def rank(self) -> np.ndarray:
+        """`[n]` place of the own teacher in retrieval, 1 = first; held-out among held-out, training among training."""
+        out = np.zeros(len(self.keys), int)
+        for side in (self.held_out, ~self.held_out):
+            similarity = unit(self.student[side]) @ unit(self.teacher[side]).T
+            out[side] = (similarity >= similarity.diagonal()[:, None]).sum(1)
+        return out
+
+    def nearest(self, row: int, of: str = "teacher", count: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, best first, and cosines, of the teachers nearest to a row's teacher or student embedding.
+
+        Among samples of the same side (held-out or training). The teacher leaves itself out; what the student finds
+        may, and should, be its own.
+        """
+        side = np.flatnonzero(self.held_out == self.held_out[row])
+        cosine = unit(self.teacher[side]) @ unit(getattr(self, of)[row])
+        order = np.argsort(-cosine, kind="stable")
+        if of == "teacher":
+            order = order[side[order] != row]
+        return side[order[:count]], cosine[order[:count]]
+
+    def label(self, row: int) -> str:
+        """Who a row is, in words (not escaped)."""
+        key, side = self.keys.iloc[row], "held-out" if self.held_out[row] else "training"
+        among = int((self.held_out == self.held_out[row]).sum())
+        return f"{key.task} / {key.episode} / {key.step}, {side}, rank {self.rank[row]} of {among}"
+
+    def colours(self, by: str) -> list[str]:
+        """A colour (hex) for every sample, by one of COLOURINGS."""
+        if by == "task":
+            table = task_colours(self.keys["task"])
+            return [table[t] for t in self.keys["task"]]
+        return [to_hex(c) for c in matplotlib.colormaps[SCALES[by]](np.clip(getattr(self, by), 0, 1))]
+
+
+def fold(x: np.ndarray) -> np.ndarray:
+    """UMAP (McInnes et al. 2018) of `[n, E]` onto the plane, `[n, 2]`: cosine metric, 15 neighbours, a fixed seed.
+
+    >>> fold(np.random.default_rng(0).normal(size=(50, 8))).shape  # doctest: +SKIP
+    (50, 2)
+    """
+    import umap  # takes seconds: only where a map is drawn
+
+    near = min(15, len(x) - 1)
+    return umap.UMAP(n_neighbors=near, metric="cosine", random_state=0, n_jobs=1).fit_transform(x)
+
+
+def _scaled(y: np.ndarray) -> np.ndarray:
+    y = y - y.mean(0)
+    return y / np.sqrt(np.square(y).sum(1).mean())
+
+
+def task_colours(tasks) -> dict[str, str]:
+    """A colour for each task, by its name among the tasks."""
+    names = sorted(set(tasks))
+    palette = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
+    return {name: to_hex(palette[i % len(palette)]) for i, name in enumerate(names)}
+
+
+def neighbourhoods(spaces: Spaces, k: int = NEIGHBOURS) -> pd.DataFrame:
+    """How far neighbours agree, 0..1, one row for held-out and one for training samples.
+
+    "shared, spaces": share of the k nearest neighbours that teacher and student have in common (cosine; "kNN overlap"
+    in a run's summary). "shared, elsewhere": the same among samples of *other* episodes: two moments of one episode are
+    alike in any space, so this asks more. "shared, maps": in the two pictures (Euclidean). "chance": what random
+    neighbours have in common. "map of the teacher", "map of the student": trustworthiness (Venna & Kaski 2001), 1 where
+    nothing that is near in the picture is far in the space.
+    """
+    rows = {}
+    episode = spaces.keys.groupby(["task", "episode"]).ngroup().to_numpy()
+    for name, side in (("held-out", spaces.held_out), ("training", ~spaces.held_out)):
+        n = int(side.sum())
+        near = min(k, n // 2 - 1)
+        if near < 1:
+            continue
+        student, teacher, maps = spaces.student[side], spaces.teacher[side], [y[side] for y in spaces.maps.values()]
+        elsewhere, by_chance = overlap_elsewhere(student, teacher, episode[side], near)
+        trusted = functools.partial(trustworthiness, n_neighbors=near, metric="cosine")
+        rows[name] = {
+            "samples": n,
+            "neighbours": near,
+            "shared, spaces": knn_overlap(student, teacher, near),
+            "chance": near / (n - 1),
+            "shared, elsewhere": elsewhere,
+            "chance, elsewhere": by_chance,
+            "shared, maps": map_overlap(*maps, near),
+            "map of the teacher": trusted(teacher, maps[0]),
+            "map of the student": trusted(student, maps[1]),
+        }
+    return pd.DataFrame(rows).T.astype({"samples": int, "neighbours": int})
+
+
+def overlap_elsewhere(x: np.ndarray, y: np.ndarray, episode: np.ndarray, k: int) -> tuple[float, float]:
+    """Share of the k nearest neighbours (cosine) *of other episodes* that two spaces agree on, and that by chance.
+
+    NaN where some sample has no k others.
+
+    >>> overlap_elsewhere(np.eye(4), np.eye(4), np.array([0, 0, 1, 1]), 1)
+    (1.0, 0.5)
+    """
+    others = episode[:, None] != episode
+    if others.sum(1).min() < k:
+        return float("nan"), float("nan")
+    near = []
+    for z in (x, y):
+        similarity = np.where(others, unit(z) @ unit(z).T, -np.inf)
+        near.append(np.argsort(-similarity, axis=1, kind="stable")[:, :k])
+    shared = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(*near, strict=True)])
+    return float(shared), float(np.mean(k / others.sum(1)))
+
+
+def map_overlap(x: np.ndarray, y: np.ndarray, k: int) -> float:
+    """Share of the k nearest neighbours (Euclidean) that two pictures `[n, 2]` have in common.
+
+    >>> map_overlap(np.eye(4), 3 * np.eye(4), 2)
+    1.0
+    """
+    near = [NearestNeighbors(n_neighbors=k).fit(z).kneighbors(return_distance=False) for z in (x, y)]
+    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(*near, strict=True)]))
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """The first row of `neighbourhoods` in a sentence."""
+    side, r = table.index[0], table.iloc[0]
+    return (
+        f"Of the {r['neighbours']:.0f} nearest neighbours of a {side} sample, teacher and student share "
+        f"{r['shared, spaces']:.0%} (chance {r['chance']:.0%}); of those in other episodes, "
+        f"{r['shared, elsewhere']:.0%} (chance {r['chance, elsewhere']:.0%}); in the two maps, {r['shared, maps']:.0%} "
+        f"({r['samples']:.0f} samples)."
+    )
+
+
+# -- pictures
+
+
+def draw_map(axes, spaces: Spaces, which: str, by: str) -> None:
+    """One space on one pair of axes: training samples small and faint, held-out ones large."""
+    xy, tint, held_out = spaces.maps[which], np.array(spaces.colours(by)), spaces.held_out
+    axes.scatter(*xy[~held_out].T, c=tint[~held_out], s=7, alpha=0.35, lw=0)
+    axes.scatter(*xy[held_out].T, c=tint[held_out], s=26, lw=0.5, edgecolors="black")
+    axes.set_aspect("equal", "datalim")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(f"{which}, by {by}")
+
+
+def name_tasks(figure, spaces: Spaces) -> None:
+    """The legend above a figure of maps: tasks, held-out and training."""
+    tasks = task_colours(spaces.keys["task"])
+    handles = [Line2D([], [], ls="", marker="o", color=c, label=plain(t)) for t, c in tasks.items()]
+    sides = {"held-out": {"ms": 7, "mec": "black"}, "training": {"ms": 4, "alpha": 0.5}}
+    handles += [Line2D([], [], ls="", marker="o", color="0.6", label=k, **style) for k, style in sides.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=6, frameon=False)
+
+
+def umap_figure(spaces: Spaces) -> Figure:
+    """Teacher above, student below, coloured by task, progress and error."""
+    figure = Figure(figsize=(14, 9.6), layout="constrained")
+    grid = figure.subplots(2, len(COLOURINGS))
+    for j, by in enumerate(COLOURINGS):
+        for axes, which in zip(grid[:, j], ("teacher", "student"), strict=True):
+            draw_map(axes, spaces, which, by)
+        if by != "task":
+            bar = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), SCALES[by])
+            end = "max" if by == "error" else "neither"
+            figure.colorbar(bar, ax=grid[:, j], location="bottom", label=MEANING[by], shrink=0.8, extend=end)
+    name_tasks(figure, spaces)
+    n, held = len(spaces.keys), int(spaces.held_out.sum())
+    figure.supxlabel(
+        f"UMAP of {n} samples of {plain(spaces.name)}, {held} of them held out; cosine, seed 0; the axes have no unit, "
+        "and distances between clusters no meaning", fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
+def umap_plotly(spaces: Spaces) -> go.Figure:
+    """The two maps by task, with names on hover; needs no kernel. A click on a task's name hides it in both."""
+    figure = make_subplots(1, 2, subplot_titles=["teacher", "student"], horizontal_spacing=0.03)
+    text = np.array([safe(spaces.label(i)) for i in range(len(spaces.keys))])
+    marker = {"size": np.where(spaces.held_out, 8, 4), "opacity": np.where(spaces.held_out, 1.0, 0.4)}
+    for task, tint in task_colours(spaces.keys["task"]).items():
+        mine = (spaces.keys["task"] == task).to_numpy()
+        for column, xy in enumerate(spaces.maps.values(), 1):
+            figure.add_scatter(
+                x=xy[mine, 0].round(3), y=xy[mine, 1].round(3), text=text[mine], hoverinfo="text", mode="markers",
+                marker={"color": tint, **{k: v[mine] for k, v in marker.items()}}, name=safe(task), legendgroup=task,
+                showlegend=False, row=1, col=column,
+            )  # fmt: skip
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": tint, "size": 9}, name=safe(task),
+                           legendgroup=task, row=1, col=1)  # fmt: skip
+    blank = {"showticklabels": False, "zeroline": False, "showgrid": False}
+    figure.update_xaxes(**blank).update_yaxes(**blank)
+    return figure.update_layout(
+        template="plotly_white", height=480, margin=dict(l=10, r=10, t=70, b=10), dragmode="pan",
+        title=f"UMAP of {safe(spaces.name)}: large dots are held out, hover for names",
+    )  # fmt: skip
+
+
+def safe(text: str) -> str:
+    """A user's name in a plotly text, which understands some HTML: nothing of it is markup.
+
+    >>> safe("<b>a&b")
+    '&lt;b&gt;a&amp;b'
+    """
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,1 @@
+"""What a person touches: the pictures of `views`, with controls."""

@@ -1,0 +1,341 @@
+"""The training panel: settings, Start, Stop, Resume, live curves, and the command line that repeats the run."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import html
+import os
+from pathlib import Path
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+from IPython import get_ipython
+from IPython.display import display
+from matplotlib.figure import Figure
+from plotly.subplots import make_subplots
+
+from rgb2pc_lib.data.workspace import RUNS, portable
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.models import FUSIONS
+from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.session import Session, Snapshot
+from rgb2pc_lib.views.curves import DASHES, RETRIEVAL, curves, curves_figure, labels, styles
+from rgb2pc_lib.views.plots import colour
+
+# field of Config -> (what the slider is called, its stops)
+SLIDERS = {
+    "steps": ("steps", (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10000)),
+    "seed": ("seed", tuple(range(10))),
+    "lr": ("learning rate", (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 1e-1)),
+    "tau": ("temperature τ", (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)),
+    "batch_size": ("batch size", (8, 16, 32, 64, 96, 128, 192, 256, 512)),
+    "student_tokens": ("tokens", (1, 4, 16, 32, 64, 128, 256, 512, 1024)),
+    "fuse_dim": ("fused width D", (16, 32, 64, 128, 256, 512, 1024)),
+    "loss_mse": ("MSE weight", (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)),
+    "expert_drop": ("expert drop", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
+}
+POINTS = 150  # of each curve, at most, that travel to the browser
+CHECKS = 20  # checkpoints, and measurements of held-out retrieval (one, at the end, where base.eval_every is 0)
+_HELP = {f.name: f.metadata["help"] for f in dataclasses.fields(Config)}
+_REFRESH = 0.25  # seconds
+
+
+class TrainingPanel:
+    """Train from a notebook. Everything that is not on the panel (the data above all) comes from `base`.
+
+    Training runs in a worker thread and never blocks the kernel. Runs lie in `<folder>/<name>`, one folder for each
+    combination of settings: Start with settings that were trained before shows that run again.
+
+    A newer panel of the same `name` closes the older one; the default name is the notebook's cell, so running a cell
+    again stops what it had started. Needs a running event loop, which every notebook has.
+
+    >>> panel = TrainingPanel(Config(steps=100).with_workspace(workspace))  # doctest: +SKIP
+    >>> panel  # shows it
+    >>> await panel.run(fusion="moe", lr=1e-3)  # the same, without clicks
+    """
+
+    def __init__(self, base: Config, folder: Path = RUNS / "panel", name: str = ""):
+        self.base = dataclasses.replace(base, num_threads=base.num_threads or max((os.cpu_count() or 2) // 2, 1))
+        self.folder = Path(folder)
+        self.session = Session()
+        self.shown: dict[str, tuple[Config, tuple[dict, ...]]] = {}  # run's folder -> its config and rows
+        # Clicks arrive on other threads; everything below happens on the loop of the cell that builds the panel.
+        self._loop = asyncio.get_running_loop()
+        self._following: asyncio.Task | None = None
+        self._build()
+        name = name or _cell() or str(id(self))
+        if name in _panels:
+            _panels[name].close()
+        _panels[name] = self
+
+    # -- what people do
+
+    async def run(self, **settings) -> Run:
+        """Set, start, and wait for the end: what a click on Start does, for notebooks that are executed unattended.
+
+        Raises InputError with the panel's words when the training fails.
+
+        >>> run = await panel.run(fusion="moe", steps=50)  # doctest: +SKIP
+        """
+        for name, value in settings.items():
+            self.set(name, value)
+        self._start()
+        await self._following
+        now = self.session.snapshot()
+        if now.state != "finished":
+            raise InputError(now.error or f"{now.state} at step {now.step}") from self.session.exception
+        return Run(now.config.folder)
+
+    def set(self, name: str, value) -> None:
+        """Move a control; the names are those of Config."""
+        if name not in self.controls:
+            raise InputError(f"{name}: not on the panel; it has {', '.join(self.controls)}")
+        control = self.controls[name]
+        if name in SLIDERS and value not in [v for _, v in control.options]:
+            control.options = _stops({value, *(v for _, v in control.options)})
+        control.value = value
+
+    def config(self) -> Config:
+        """The settings as they stand, with the folder that belongs to them."""
+        config = dataclasses.replace(self.base, save_dir="", **{k: w.value for k, w in self.controls.items()})
+        log, check = (-(-config.steps // n) for n in (POINTS, CHECKS))
+        config = dataclasses.replace(
+            config, log_every=log, save_every=check, eval_every=check if self.base.eval_every else 0
+        )
+        digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:6]
+        name = f"{config.fusion}-seed{config.seed}-{digest}"
+        return dataclasses.replace(config, save_dir=portable(self.folder / name))
+
+    def command(self) -> str:
+        """The command line that trains the run on display once more, into another folder, to the same numbers."""
+        config = self.session.snapshot().config or self.config()
+        again = self.folder.with_name(f"{self.folder.name}-again") / config.folder.name
+        return dataclasses.replace(config, save_dir=portable(again)).command()
+
+    def static(self) -> Figure:
+        """The curves of all runs on display, as a matplotlib figure."""
+        return curves_figure(list(self.shown.values()))
+
+    def close(self) -> None:
+        """Stop the training (its checkpoint stays) and let go of the controls. No thread is left."""
+        self.session.stop()
+        if self._following:
+            self._following.cancel()
+        for control in (*self.controls.values(), *self.buttons.values()):
+            control.disabled = True
+        self._say("closed")
+
+    def _ipython_display_(self) -> None:
+        display(self.view)
+
+    # -- what happens then, always on the loop
+
+    def _start(self) -> None:
+        self._begin(lambda: self.session.start(self.config()))
+
+    def _resume(self) -> None:
+        self._begin(self.session.resume)
+
+    def _begin(self, begin) -> None:
+        begin()
+        config = self.session.snapshot().config
+        self.shown.setdefault(config.save_dir, (config, ()))
+        self._draw_runs()
+        self._following = self._loop.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while (now := self.session.snapshot()).active:
+            self._paint(now)
+            await asyncio.sleep(_REFRESH)
+        self._paint(now)
+
+    def _stop(self) -> None:
+        self.session.stop(wait=False)
+        self._paint(self.session.snapshot())
+
+    def _clicked(self, act):
+        def on_loop():
+            try:
+                act()
+            except Exception as e:  # there is no cell that could show it
+                self._say("failed", str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {e}")
+
+        return lambda _: self._loop.call_soon_threadsafe(on_loop)
+
+    def _clear(self) -> None:
+        now = self.session.snapshot()
+        self.shown = {now.config.save_dir: (now.config, now.rows)} if now.active else {}
+        self._draw_runs()
+
+    def _say(self, state: str, text: str = "") -> None:
+        tint = {"failed": "#b3261e", "finished": "#1b6e3c", "stopped": "#8a5a00"}.get(state, "#333333")
+        said = f"<b style='color:{tint}'>{html.escape(state)}</b> {html.escape(text)}"
+        self.status.value = f"<span style='line-height:1.5; white-space:normal'>{said}</span>"
+
+    def _paint(self, now: Snapshot) -> None:
+        if now.config is None:
+            return
+        self.buttons["start"].disabled = now.active
+        self.buttons["stop"].disabled = not now.active or now.state in ("stopping", "finishing")
+        self.buttons["resume"].disabled = now.state != "stopped"
+        self.bar.max, self.bar.value = now.config.steps, now.step
+        self._say(now.state, _words(now))
+        key = now.config.save_dir
+        if key in self.shown and now.rows and self._drawn != (key, now.rows):
+            self.shown[key] = (now.config, now.rows)
+            self._draw_curves(now)
+            self._drawn = (key, now.rows)
+
+    # -- how it looks
+
+    def _build(self) -> None:
+        wide = {"style": {"description_width": "105px"}, "layout": widgets.Layout(width="97%")}
+        fusion = widgets.Dropdown(options=FUSIONS, value=self.base.fusion, description="fusion", **wide)
+        self.controls: dict[str, widgets.Widget] = {"fusion": fusion}
+        for name, (text, stops) in SLIDERS.items():
+            value = getattr(self.base, name)
+            self.controls[name] = widgets.SelectionSlider(
+                options=_stops({value, *stops}), value=value, description=text, continuous_update=False, **wide
+            )
+        for name, control in self.controls.items():
+            control.tooltip = _HELP[name]
+        look = {"start": ("success", "play"), "stop": ("danger", "stop"), "resume": ("info", "forward"),
+                "clear": ("", "eraser")}  # fmt: skip
+        self.buttons = {
+            name: widgets.Button(
+                description="Clear curves" if name == "clear" else name.capitalize(), button_style=style, icon=icon,
+                disabled=name in ("stop", "resume"), layout=widgets.Layout(width="125px"),
+            )
+            for name, (style, icon) in look.items()
+        }  # fmt: skip
+        for name, button in self.buttons.items():
+            button.on_click(self._clicked(getattr(self, f"_{name}")))
+        self.bar = widgets.IntProgress(min=0, max=self.base.steps, layout=widgets.Layout(flex="1 1 auto"))
+        self.status = widgets.HTML(layout=widgets.Layout(flex="1 1 auto", min_height="24px"))
+        self.status.add_class("rgb2pc-status")
+        self.commandline = widgets.HTML()
+        self.commandline.add_class("rgb2pc-command")
+        self.figure = self._empty_figure()
+        controls = list(self.controls.values())
+        columns = [controls[:4], controls[4:7], controls[7:]]  # data and model, then what shapes the loss
+        doing = widgets.HBox([*self.buttons.values(), self.bar], layout=widgets.Layout(margin="6px 0 0 0"))
+        self.view = widgets.VBox(
+            [
+                widgets.HBox([widgets.VBox(c, layout=widgets.Layout(flex="1 1 0")) for c in columns]),
+                doing,
+                self.status,
+                self.figure,
+                self.commandline,
+            ],
+            layout=widgets.Layout(padding="4px 8px"),
+        )
+        self.view.add_class("rgb2pc-panel")
+        self._say("ready", "Choose settings and press Start.")
+        self._show_command()
+
+    def _empty_figure(self) -> go.FigureWidget:
+        titles = ("Training loss", "Held-out retrieval", "Mean gates")
+        figure = go.FigureWidget(make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07))
+        figure._config = {"responsive": True, "displaylogo": False}  # FigureWidget has no public way to say so
+        figure.update_layout(
+            autosize=True, height=430, margin={"l": 55, "r": 15, "t": 55, "b": 110}, template="plotly_white",
+            legend={"orientation": "h", "x": 0, "y": -0.26, "xanchor": "left", "yanchor": "top"},
+            legend2={"orientation": "h", "x": 1, "y": -0.18, "xanchor": "right", "yanchor": "top"},
+        )  # fmt: skip
+        figure.update_xaxes(title_text="training step", title_standoff=6, rangemode="tozero", linecolor="#999999")
+        figure.update_yaxes(title_text="loss", title_standoff=6, col=1)
+        figure.update_yaxes(title_text="R@1", title_standoff=6, rangemode="tozero", col=2)
+        figure.update_yaxes(title_text="gate", title_standoff=6, range=[0, 1], col=3)
+        for column in (1, 2):  # plotly draws no axes where there is no trace
+            figure.add_scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip", row=1, col=column)
+        experts = sorted(self.base.vis_roots)
+        self._gates = {}
+        for name in experts:
+            line = {"color": colour(name, experts), "width": 2.5}
+            figure.add_scatter(x=[], y=[], name=name, line=line, mode="lines", legend="legend2", row=1, col=3)
+            self._gates[name] = figure.data[-1]
+        self._lasting = figure.data
+        return figure
+
+    def _draw_runs(self) -> None:
+        """All runs anew: names that tell them apart, one style each."""
+        self._drawn = None
+        configs = [config for config, _ in self.shown.values()]
+        with self.figure.batch_update():
+            self.figure.data = self._lasting  # plotly lets traces be removed or reordered like this, never added
+            for trace in self._gates.values():
+                trace.x, trace.y = [], []
+        self._traces = {}
+        names = labels(configs) if configs else []
+        for (key, (_, rows)), name, (tint, dash) in zip(self.shown.items(), names, styles(configs), strict=True):
+            drawn = curves(rows)
+            for column, curve in ((1, "loss"), (2, RETRIEVAL)):
+                x, y = drawn.get(curve, ([], []))
+                self.figure.add_scatter(
+                    x=x, y=y, name=name, legendgroup=key, showlegend=column == 1, row=1, col=column,
+                    mode="lines" if column == 1 else "lines+markers", marker={"size": 6},
+                    line={"color": tint, "dash": DASHES[dash], "width": 1.5 if column == 1 else 2},
+                )  # fmt: skip
+                self._traces[key, curve] = self.figure.data[-1]
+        if self.session.snapshot().config:
+            self._show_command()
+
+    def _draw_curves(self, now: Snapshot) -> None:
+        drawn = curves(now.rows)
+        with self.figure.batch_update():
+            for curve in ("loss", RETRIEVAL):
+                if curve in drawn:
+                    trace = self._traces[now.config.save_dir, curve]
+                    trace.x, trace.y = drawn[curve]
+            for name, trace in self._gates.items():
+                trace.x, trace.y = drawn.get(f"gate/{name}", ([], []))
+            name = html.escape(self._traces[now.config.save_dir, "loss"].name)
+            self.figure.layout.annotations[2].text = f"Mean gates<br><span style='font-size:12px'>{name}</span>"
+
+    def _show_command(self) -> None:
+        look = "background:#f5f5f5; padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "
+        look += "white-space:pre-wrap; word-break:normal; overflow-x:auto"
+        words = (f"<span style='white-space:nowrap'>{html.escape(word)}</span>" for word in self.command().split(" "))
+        self.commandline.value = (
+            "<div style='line-height:1.4'>The same run from a terminal in the project's folder:</div>"
+            f"<pre style='{look}'>{' '.join(words)}</pre>"
+        )
+
+
+def _words(now: Snapshot) -> str:
+    """The status line."""
+    at = f"at step {now.step} of {now.config.steps}"
+    if now.state == "failed":
+        return now.error
+    if now.state == "starting":
+        return "opening the data ..."
+    if now.state == "finishing":
+        return "all steps done, embedding every sample ..."
+    if now.state == "finished":
+        found = Run(now.config.folder).summary
+        scores = ", ".join(f"{k} {found['held-out'][k]:.2f}" for k in ("R@1", "R@5"))
+        again = " It was trained before with these settings and is shown again." if now.note == "trained before" else ""
+        return f"{scores} on {found['n_held_out']} held-out samples, in {now.config.save_dir}.{again}"
+    parts = [at]
+    if now.state == "running":
+        parts += [f"loss {now.rows[-1]['loss']:.3f}"] * bool(now.rows)
+        parts += [f"{1 / now.seconds:.1f} steps/s"] * bool(now.seconds)
+    if now.state == "stopped":
+        parts += ["Resume goes on from here"]
+    return ", ".join(parts + [now.note] * bool(now.note))
+
+
+def _stops(values: set) -> list[tuple[str, float]]:
+    return [(f"{v:g}", v) for v in sorted(values)]
+
+
+def _cell() -> str:
+    """The id of the notebook's cell that is running, where the notebook tells it."""
+    shell = get_ipython()
+    parent = getattr(shell, "parent_header", None) or {}
+    return parent.get("metadata", {}).get("cellId", "")
+
+
+_panels: dict[str, TrainingPanel] = {}

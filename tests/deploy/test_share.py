@@ -1,0 +1,88 @@
+import getpass
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rgb2pc_lib.data.workspace import PROJECT
+from rgb2pc_lib.deploy.backbones import Compact
+from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
+from rgb2pc_lib.deploy.embed import Embedder, embed_packs
+from rgb2pc_lib.deploy.share import share
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.train import train
+
+
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory):
+    """A compact student's folder with everything a finished one may hold."""
+    folder = tmp_path_factory.mktemp("compact") / "run"
+    folder.mkdir()
+    run = CompactRun(folder)
+    run.save_compact(Compact("resnet18", 32, 8, seed=5), "resnet18")
+    config = CompactConfig(run=str(folder / "fused"), size=32, save_dir=str(folder), more_rgb=(str(folder / "more"),))
+    run.file("config.json").write_text(config.to_json())
+    held_out = {"R@1": 0.125, "cosine": 0.875}
+    run.file("summary.json").write_text(
+        json.dumps({"n_train": 70, "n_more": 30, "n_held_out": 24, "held-out": held_out})
+    )
+    ledger = [("teacher", "R2 tcp", 0.9), ("compact", "R2 tcp", 0.71875), ("compact", "CPU ms a frame", 5.5)]
+    pd.DataFrame(ledger, columns=["hop", "measure", "value"]).to_csv(run.file("ledger.csv"), index=False)
+    run.file("onnx.json").write_text(json.dumps({"relative": 4e-7, "frames": 24}))
+    for name in ("model.onnx", "infer.py", "state.pt", "metrics.jsonl", "embeddings.npz"):
+        run.file(name).write_text("x")
+    return run
+
+
+def no_traces(folder: Path, *paths) -> None:
+    for file in folder.rglob("*"):
+        data = file.read_bytes()
+        for path in (str(PROJECT), str(Path.home()), *map(str, paths)):
+            assert path.encode() not in data, f"{file.name} names {path}"
+        if file.suffix in (".json", ".md"):
+            assert f"/{getpass.getuser()}/".encode() not in data
+
+
+def test_a_compact_student_comes_back_equal(compact, tmp_path):
+    folder = share(compact, tmp_path / "shared")
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), np.uint8)
+    assert isinstance(open_run(folder), CompactRun)
+    assert np.array_equal(Embedder.from_run(folder)(images), Embedder.from_run(compact)(images))
+    assert {p.name for p in folder.iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "summary.json", "ledger.csv", "onnx.json", "model.onnx",
+        "infer.py",
+    }  # fmt: skip
+    no_traces(folder, compact.folder)
+
+
+def test_the_card_says_its_own_figures(compact, tmp_path):
+    card = (share(compact, tmp_path / "shared") / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: rgb2pc\n") and "# Compact student: resnet18 at 32 x 32" in card
+    figures = "| R@1 | 0.125 |", "| cosine | 0.875 |", "| R2 tcp | 0.9 | 0.7188 |", "4.0e-07", "24 held-out frames"
+    assert not [figure for figure in figures if figure not in card]
+    assert "Trained on 70 frames, 30 of them without a cloud." in card and "## Limits" in card
+
+
+def test_a_run_comes_back_equal(left, tmp_path):
+    config = Config(steps=4, batch_size=16, student_tokens=16, fuse_dim=16, save_dir=str(tmp_path / "run"))
+    list(train(config.with_workspace(left)))
+    folder = share(tmp_path / "run", tmp_path / "shared")
+    ours, theirs = (embed_packs(Run.open(f), left)[1] for f in (tmp_path / "run", folder))
+    assert np.array_equal(ours, theirs)
+    card = (folder / "README.md").read_text()
+    assert "# Student of left, right (weighted fusion)" in card
+    assert f"{Run.open(folder).summary['held-out']['cosine']:.4g}" in card
+    no_traces(folder, tmp_path, *left.experts.values())
+    with pytest.raises(InputError, match="holds files already"):
+        share(tmp_path / "run", folder)
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(Config().to_json())
+    with pytest.raises(InputError, match="unfinished"):
+        share(tmp_path / "run", tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()

@@ -1,0 +1,201 @@
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.judging.evaluate import (
+    SHUFFLED,
+    TEACHER,
+    gap_closed,
+    interval,
+    judge,
+    judge_students,
+    line_up,
+    load_targets,
+    mean_table,
+    pooled_features,
+    probe,
+    train_line_up,
+    verdict,
+)
+from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.train import Data
+from rgb2pc_lib.views.plots import judgement_figure, save_figure
+
+SMALL = Config(steps=40, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=3e-3, eval_every=0)
+
+
+def keys(tasks=3, episodes=6, steps=10):
+    rows = [(f"t{t}", f"e{e}", f"step_{s:04d}", s) for t in range(tasks) for e in range(episodes) for s in range(steps)]
+    out = pd.DataFrame(rows, columns=["task", "episode", "step", "time"])
+    return out, out["episode"].isin(["e4", "e5"]).to_numpy()
+
+
+def test_probes_find_what_is_there_and_only_that():
+    table, held_out = keys()
+    rng = np.random.default_rng(0)
+    told, hidden = rng.normal(size=(len(table), 3)), rng.normal(size=(len(table), 3))
+    features = np.concatenate([told @ rng.normal(size=(3, 8)), rng.normal(size=(len(table), 4))], 1)
+    out = probe(features, {"tcp": told, "object": hidden}, table, held_out)
+    assert out["R2 tcp"] > 0.99 and out["tcp cm"] < 1
+    assert out["R2 object"] < 0.1 and out["object cm"] > 50
+
+
+def test_knowing_the_task_earns_no_within_task_r2():
+    table, held_out = keys()
+    rng = np.random.default_rng(0)
+    one_hot = pd.get_dummies(table["task"]).to_numpy(float)
+    target = 10 * one_hot.argmax(1)[:, None] + rng.normal(size=(len(table), 1))
+    out = probe(one_hot + 0.01 * rng.normal(size=one_hot.shape), {"opening": target}, table, held_out)
+    assert abs(out["R2 opening"]) < 0.2  # a plain R2 would be above 0.98
+    assert out["task accuracy"] == 1
+
+
+def test_probes_are_scored_on_held_out_episodes():
+    """Features that identify the sample allow memorising the training episodes; held out they are worth nothing."""
+    table, held_out = keys()
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(len(table), 400))
+    assert probe(features, {"tcp": rng.normal(size=(len(table), 3))}, table, held_out)["R2 tcp"] < 0.1
+
+
+def write_state(root, workspace, frame="camera"):
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    to_camera = np.block([[turn, np.array([[0.1], [0.2], [1.3]])], [np.zeros((1, 3)), np.ones((1, 1))]])
+    for folder in sorted(workspace.teacher.glob("*/*")):
+        steps = sorted(p.name.split(".")[0] for p in folder.iterdir())
+        path = root / folder.parent.name / f"{folder.name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        n = len(steps)
+        np.savez(path, steps=np.array(steps), tcp=rng.normal(size=(n, 3)), object=rng.normal(size=(n, 3)),
+                 opening=rng.random(n), progress=np.linspace(0, 1, n), world_to_camera=to_camera,
+                 frame=np.array(frame))  # fmt: skip
+    return to_camera
+
+
+def test_two_arms_and_a_camera_that_moves(tmp_path):
+    """The state of an imported recording: no object, two grippers, a pose for every step."""
+    rng, poses = np.random.default_rng(0), np.tile(np.eye(4), (5, 1, 1))
+    poses[:, :3, :3] = np.linalg.qr(rng.normal(size=(5, 3, 3)))[0]
+    poses[:, :3, 3] = rng.normal(size=(5, 3))
+    arms = {f"{side}_tcp": rng.normal(size=(5, 3)) for side in ("left", "right")}
+    names = np.array([f"step_{i:04d}" for i in range(5)])
+    (tmp_path / "stack").mkdir()
+    common = {"steps": names, "progress": np.linspace(0, 1, 5), "frame": np.array("camera")}
+    np.savez(tmp_path / "stack" / "ep.npz", **arms, **common, world_to_camera=poses)
+    table = pd.DataFrame([("stack", "ep", f"step_{i:04d}") for i in (4, 1)], columns=["task", "episode", "step"])
+    targets = load_targets(tmp_path, table)
+    assert list(targets) == ["left tcp", "right tcp", "progress"]
+    for side in ("left", "right"):
+        expected = [poses[i, :3, :3] @ arms[f"{side}_tcp"][i] + poses[i, :3, 3] for i in (4, 1)]
+        np.testing.assert_allclose(targets[f"{side} tcp"], expected)
+    np.savez(tmp_path / "stack" / "ep.npz", **arms, **common)
+    assert list(load_targets(tmp_path, table)) == ["progress"]  # where the camera stands is unknown
+
+
+@pytest.mark.parametrize("frame", ["camera", "world"])
+def test_targets_are_in_the_frame_of_the_clouds(tmp_path, frame):
+    workspace = tiny.make(tmp_path, tasks=("push",), episodes=2, steps=4)
+    to_camera = write_state(tmp_path / "state", workspace, frame)
+    table = pd.DataFrame(
+        [("push", e, f"step_{s:04d}", s) for s in (2, 0) for e in ("ep_1", "ep_0")],
+        columns=["task", "episode", "step", "time"],
+    )
+    targets = load_targets(tmp_path / "state", table)
+    for i, row in table.iterrows():
+        state = np.load(tmp_path / "state" / "push" / f"{row.episode}.npz")
+        world = state["tcp"][row.time]
+        expected = to_camera[:3, :3] @ world + to_camera[:3, 3] if frame == "camera" else world
+        np.testing.assert_allclose(targets["tcp"][i], expected)
+        np.testing.assert_allclose(targets["distance"][i], np.linalg.norm(state["object"][row.time] - world))
+    one = tmp_path / "state" / "push" / "ep_0.npz"
+    arrays = dict(np.load(one))
+    np.savez(one, **{k: v for k, v in arrays.items() if k != "object"})  # the other episode still has it
+    assert list(load_targets(tmp_path / "state", table)) == ["tcp", "opening", "progress"]
+    one.unlink()
+    with pytest.raises(InputError, match="ep_0.npz"):
+        load_targets(tmp_path / "state", table)
+
+
+def test_pooled_features_are_means_over_the_whole_grid(left):
+    data = Data.open(SMALL.with_workspace(left))
+    pooled = pooled_features(data)
+    for i in (0, 57):
+        row = data.samples.keys().loc[i]
+        frame = data.samples.pairing.packs["right"][row.task, row.episode].frame(row.step).float()
+        np.testing.assert_allclose(pooled["right"][i], frame.mean((0, 1)).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_gap_closed_by_hand():
+    rows = [(TEACHER, -1, "R2 tcp", 0.9), ("a", -1, "R2 tcp", 0.5), ("b", -1, "R2 tcp", 0.3)]
+    rows += [(TEACHER, -1, "tcp cm", 2.0), ("a", -1, "tcp cm", 6.0), ("b", -1, "tcp cm", 8.0)]
+    rows += [("a only", 0, "R@1", 0.2), ("b only", 0, "R@1", 0.4)]
+    rows += [(TEACHER, -1, "task accuracy", 0.8), ("a", -1, "task accuracy", 0.9), ("b", -1, "task accuracy", 0.9)]
+    for seed, (r2, cm) in enumerate([(0.7, 4.0), (0.8, 3.0), (0.6, 5.0)]):
+        rows += [("moe", seed, "R2 tcp", r2), ("moe", seed, "tcp cm", cm), ("moe", seed, "R@1", 0.7)]
+        rows += [("moe", seed, "task accuracy", 0.95)]
+    closed = gap_closed(pd.DataFrame(rows, columns=["model", "seed", "measure", "value"]), ["moe"]).set_index("measure")
+    assert closed.loc["R2 tcp", "closed"] == pytest.approx(0.5) and closed.loc["R2 tcp", "best expert"] == "a"
+    assert closed.loc["tcp cm", "closed"] == pytest.approx(0.5)
+    assert closed.loc["R@1", "closed"] == pytest.approx(0.5) and closed.loc["R@1", "best expert"] == "b only"
+    half = 4.303 * 0.25 / np.sqrt(3)
+    assert closed.loc["R2 tcp", "low"] == pytest.approx(0.5 - half, abs=1e-3)
+    assert np.isnan(closed.loc["task accuracy", "closed"])  # the teacher is no better: there is no gap
+
+
+def test_verdict_by_hand():
+    rows = [("uniform", s, "R@1", v) for s, v in enumerate((0.2, 0.4, 0.6))]
+    rows += [("moe", s, "R@1", v + 0.1 + 0.01 * s) for s, v in enumerate((0.2, 0.4, 0.6))]
+    rows += [("moe", 0, "R@5", 0.9), (TEACHER, -1, "R@1", 1.0)]
+    table = verdict(pd.DataFrame(rows, columns=["model", "seed", "measure", "value"]))
+    assert list(table.index) == ["uniform", "moe"] and list(table["seeds"]) == [3, 3]
+    assert table.loc["uniform", "mean"] == pytest.approx(0.4) and table.loc["moe", "difference"] == pytest.approx(0.11)
+    half = 4.303 / np.sqrt(3)
+    assert table.loc["uniform", "low"] == pytest.approx(0.4 - half * 0.2, abs=1e-3)
+    assert table.loc["moe", "difference high"] == pytest.approx(0.11 + half * 0.01, abs=1e-4)  # paired: a narrow one
+    assert table.loc["uniform", "difference"] == 0
+
+
+def test_ablations_join_the_line_up(left, tmp_path):
+    config = SMALL.with_workspace(left)
+    rows = line_up(config, 2, tmp_path, ablations=True)
+    plain = line_up(config, 2, tmp_path)
+    assert [r for r in rows if r in plain] == plain  # the same folders: nothing is trained twice
+    assert {n for n, _ in rows} - {n for n, _ in plain} == {"uniform", "moe without left", "moe without right"}
+    without = dict(rows)["moe without left"]
+    assert (list(without.vis_roots), without.fusion) == (["right"], "moe")
+    alone = dataclasses.replace(config, vis_roots={"left": config.vis_roots["left"]})
+    assert line_up(alone, 1, tmp_path, ablations=True) == line_up(alone, 1, tmp_path)
+    picked = [r for r in rows if r[0] in ("uniform", "moe without left", "left only") and r[1].seed == 0]
+    assert {i for i, _ in train_line_up(picked)} == {0, 1, 2}
+    found = judge_students(picked).query("measure == 'R@1'").set_index("model")["value"]
+    assert found["left only"] > 0.7 and found["moe without left"] < 0.2
+
+
+def test_interval_of_one_seed_is_unknown():
+    assert np.isnan(interval(np.array([0.3]))).all()
+
+
+def test_the_whole_table(left, tmp_path):
+    write_state(tmp_path / "state", left)
+    config = SMALL.with_workspace(dataclasses.replace(left, state=tmp_path / "state"))
+    rows = line_up(config, 2, tmp_path / "runs")
+    trained = {i for i, _ in train_line_up(rows)}
+    assert trained == set(range(10))  # weighted, moe, two experts and the control, twice
+    assert not list(train_line_up(rows))  # finished runs are kept
+    long = judge(config, rows)
+    table = mean_table(long)
+    assert list(table.index) == [
+        TEACHER, "left", "right", "experts concatenated", "weighted", "moe", "left only", "right only", SHUFFLED,
+    ]  # fmt: skip
+    assert table.loc[["weighted", "moe", "left only"], "R@1"].min() > 0.8
+    assert table.loc[["right only", SHUFFLED], "R@1"].max() < 0.2
+    assert table.loc[TEACHER, "CKA"] == pytest.approx(1)
+    figure = save_figure(judgement_figure(long), "judgement", tmp_path / "figures", seeds=2)
+    assert figure.stat().st_size > 20_000 and figure.with_suffix(".svg").exists()
+    assert json.loads(figure.with_suffix(".json").read_text())["seeds"] == 2

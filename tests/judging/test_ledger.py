@@ -1,0 +1,49 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from rgb2pc_lib.deploy.backbones import Compact
+from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
+from rgb2pc_lib.judging.ledger import COSTS, FUSED, TEACHER, advantage_kept, costs
+from rgb2pc_lib.views.compact import compact_hops, expert_hops, ledger_figure
+
+QUALITY = {
+    TEACHER: {"CKA": 1.0, "R2 tcp": 0.9, "tcp cm": 3.0, "R2 object": 0.3},
+    "a": {"CKA": 0.3, "R2 tcp": 0.6, "tcp cm": 6.0, "R2 object": 0.5},
+    "b": {"CKA": 0.2, "R2 tcp": 0.5, "tcp cm": 5.0, "R2 object": 0.1},
+    FUSED: {"R@1": 0.4, "R@5": 0.7, "R@10": 0.8, "CKA": 0.6, "R2 tcp": 0.8, "tcp cm": 4.0, "R2 object": 0.4},
+    "small": {"R@1": 0.3, "R@5": 0.6, "R@10": 0.7, "CKA": 0.5, "R2 tcp": 0.75, "tcp cm": 4.5, "R2 object": 0.2},
+}
+
+
+@pytest.fixture
+def table():
+    cost = {FUSED: dict(zip(COSTS, (10.0, 200.0, 300.0), strict=True)), "small": {COSTS[1]: 9.0}}
+    rows = [(h, m, v) for some in (QUALITY, cost) for h, row in some.items() for m, v in row.items()]
+    return pd.DataFrame(rows, columns=["hop", "measure", "value"])
+
+
+def test_advantage_is_measured_from_the_best_expert_of_each_probe(table):
+    kept = advantage_kept(table, "small").set_index("measure")
+    assert kept.loc["R2 tcp", "best expert"] == "a" and kept.loc["R2 tcp", "kept"] == pytest.approx(0.75)
+    assert kept.loc["tcp cm", "best expert"] == "b" and kept.loc["tcp cm", "kept"] == pytest.approx(0.5)
+    assert np.isnan(kept.loc["R2 object", "kept"])  # the best expert knows more than the fused student
+    assert set(kept.index) == {"R2 tcp", "tcp cm", "R2 object"}
+
+
+def test_the_figure_knows_who_is_who(table):
+    assert expert_hops(table) == ["a", "b"] and compact_hops(table) == ["small"]
+    figure = ledger_figure(table)
+    assert [t.get_text() for t in figure.axes[2].get_yticklabels()] == [FUSED, "small"]
+
+
+def test_costs_of_a_compact_student_and_its_file(tmp_path):
+
+    run = CompactRun(tmp_path)
+    network = Compact("resnet18", 32, 8)
+    run.save_compact(network, "resnet18")
+    run.file("config.json").write_text(CompactConfig(size=32).to_json())
+    images = np.zeros((2, 40, 40, 3), np.uint8)
+    found = costs({"small": run}, images, repeats=2).set_index(["hop", "measure"])["value"]
+    assert found["small", COSTS[0]] == pytest.approx(sum(p.numel() for p in network.parameters()) / 1e6)
+    assert found["small", COSTS[1]] > 0 and 20 < found["small", COSTS[2]] < 2000  # 11 M floats are 45 MB

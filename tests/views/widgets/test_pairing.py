@@ -1,0 +1,104 @@
+import asyncio
+import io
+import threading
+
+import numpy as np
+import pytest
+import tiny
+from matplotlib.figure import Figure
+from PIL import Image
+
+from rgb2pc_lib.checks.shift import feature_check
+from rgb2pc_lib.checks.sources import usable
+from rgb2pc_lib.checks.teacher import negative_audit
+from rgb2pc_lib.data.pairing import pair
+from rgb2pc_lib.data.sampling import Gatherer
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.views.widgets.pairing import NegativesPanel, PairingBrowser, Repaint
+
+
+@pytest.fixture
+def browser(tmp_path):
+    ws = tiny.make(tmp_path, "left", tasks=("pull", "<b>push"), episodes=2, steps=8)
+    (ws.experts["right"] / "pull" / "ep_1.pt").unlink()
+    pairing = pair(ws)
+    return PairingBrowser(ws, pairing)
+
+
+def picture(widget) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(widget.value)))
+
+
+def test_controls_follow_the_table_and_pictures_follow_the_controls(browser):
+    assert browser.task.options == ("<b>push", "pull") and browser.episode.options == ("ep_0", "ep_1")
+    assert browser.chosen == ("<b>push", "ep_0", "step_0000") and browser.step.max == 7
+    first = picture(browser.pictures["left"])
+    browser.step.value = 5
+    assert browser.chosen[2] == "step_0005" and "step_0005" in browser.name.value
+    assert not np.array_equal(picture(browser.pictures["left"]), first)
+    browser.task.value = "pull"
+    browser.episode.value = "ep_1"
+    assert "no such episode" in browser.captions["right"].value and "no such episode" in browser.match.value
+    assert browser.captions["left"].value == "<b>left</b>"
+    browser.episode.value = "ep_0"
+    assert browser.captions["right"].value == "<b>right</b>"
+
+
+def test_names_never_become_html(browser):
+    assert "<b>push" not in browser.match.value and "&lt;b&gt;push" in browser.match.value
+
+
+def test_a_file_that_breaks_meanwhile_is_reported_in_the_panel(browser):
+    file = browser.pairing.teacher["pull", "ep_0"]["step_0003"].path
+    file.write_bytes(b"damaged")
+    browser.task.value = "pull"
+    browser.step.value = 3
+    assert "not a readable torch file" in browser.match.value
+    browser.step.value = 4
+    assert "step_0004" in browser.match.value and "not a readable" not in browser.match.value
+
+
+def test_static_twin_shows_any_step_and_the_verdict(left):
+    pairing = pair(left)
+    browser = PairingBrowser(left, pairing, [feature_check(pairing, progress=False)])
+    figure = browser.static("push", "ep_1", "step_0004")
+    assert isinstance(figure, Figure) and figure.get_suptitle() == "push / ep_1 / step_0004   by features: ok"
+    assert {"RGB", "points over the image", "left", "right"} <= {a.get_title() for a in figure.axes}
+    assert "by features: <b>ok</b>" in browser.match.value
+    with pytest.raises(InputError, match="no step push/ep_1/step_0400"):
+        browser.static("push", "ep_1", "step_0400")
+
+
+def test_negatives_panel_answers_to_its_sliders(left):
+    samples = usable(pair(left))
+    audit = negative_audit(samples.keys(), Gatherer(samples).teacher_embeddings(samples.teacher_rows))
+    panel = NegativesPanel(audit, cut=0.5, batch=32)
+    assert panel.exclude_near.value == audit.suggested(0.5) and "in a batch of 32" in panel.said.value
+    panel.exclude_near.value = 4
+    bars = panel.figure.data[0]
+    assert [c == "#cccccc" for c in bars.marker.color] == [d <= 4 for d in bars.x]
+    assert f"{audit.per_anchor(0.5, 4, 32):.2f} false negatives" in panel.said.value
+    panel.cut.value = 0.3
+    assert np.allclose(panel.figure.data[0].y, audit.by_distance(0.3)["false"])
+    assert "exclude_near = 4" in panel.static().axes[1].get_title()
+
+
+def test_changes_from_other_threads_are_painted_once_on_the_own_loop():
+    painted = []
+
+    async def cell():
+        repaint = Repaint(lambda: painted.append(threading.current_thread()))
+        others = [threading.Thread(target=lambda: [repaint() for _ in range(50)]) for _ in range(2)]
+        for thread in others:
+            thread.start()
+        for thread in others:
+            thread.join()
+        assert not painted  # the cell still runs
+        await asyncio.sleep(0.05)
+        repaint()
+        await asyncio.sleep(0.05)
+
+    asyncio.run(cell())
+    assert len(painted) <= 3 and set(painted) == {threading.main_thread()}
+    Repaint(lambda: painted.append(None))()  # without a loop: at once
+    assert painted[-1] is None
