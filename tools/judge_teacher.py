@@ -28,8 +28,12 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--clouds", type=Path, help="clouds, instead of the workspace's")
     p.add_argument("--state", type=Path, help="state, instead of the workspace's")
     p.add_argument("--weights", type=Path, help="point encoder (default: data/teacher/pointnet.safetensors)")
-    p.add_argument("--only", choices=["all", "fixed", "random"], default="all",
-                   help="episodes with the fixed camera, with a random one, or all (default: %(default)s)")
+    p.add_argument(
+        "--only",
+        choices=["all", "fixed", "random"],
+        default="all",
+        help="episodes with the fixed camera, with a random one, or all (default: %(default)s)",
+    )
     p.add_argument("--num_threads", type=int, default=1, help="processor threads (default: %(default)s)")
     return p.parse_args(argv)
 
