@@ -50,7 +50,7 @@ class CompactConfig(Settings):
     lr: float = shared("lr", 1e-3)
     weight_decay: float = shared("weight_decay", 0.05)
     grad_clip: float = shared("grad_clip", 1.0)
-    amp: bool = shared("amp", True)
+    amp: str = shared("amp", "auto")
     seed: int = shared("seed", 0)
     device: str = shared("device", "auto")
     num_threads: int = shared("num_threads", 0)

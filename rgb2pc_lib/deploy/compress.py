@@ -30,6 +30,7 @@ from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.losses import NearInTime
 from rgb2pc_lib.learning.metrics import agreement, retrieval
 from rgb2pc_lib.learning.objective import embedding_loss
+from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device
 from rgb2pc_lib.learning.runs import Run, claim, write_atomic
 from rgb2pc_lib.learning.train import Progress, begin, follow
@@ -50,6 +51,7 @@ class Compression:
     def __init__(self, config: CompactConfig, network: Compact, keys: pd.DataFrame):
         self.config, self.student = config, network.train()
         self.device = network.head.weight.device
+        self.amp = in_bfloat16(config.amp, self.device)
         self.episode = torch.tensor(keys.groupby(["task", "episode"]).ngroup().to_numpy(), device=self.device)
         self.time = torch.tensor(keys["time"].to_numpy(), device=self.device)
         self.log_tau = torch.nn.Parameter(torch.tensor(math.log(config.tau), device=self.device))
@@ -59,7 +61,7 @@ class Compression:
         return None
 
     def outputs(self, batch: Pixels, noise: None) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             embedding = self.student(batch.images)
         return {"embedding": embedding.float(), "samples": torch.from_numpy(batch.samples).to(self.device)}
 

@@ -33,7 +33,7 @@ from rgb2pc_lib.data.pairing import FALLBACKS, UNITS
 from rgb2pc_lib.data.step_points import KINDS
 from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.models import FUSIONS, Student
+from rgb2pc_lib.learning.models import FUSIONS, POOLINGS, Student
 from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
 from rgb2pc_lib.learning.settings import Settings, option, shared
 
@@ -75,6 +75,9 @@ class Config(Settings):
     shuffle_pairs: bool = option(False, "the control: every sample gets the teacher of another one")
     split_by: str = option("episode", "what is held out", ("episode", "task"))
     held_out: float = option(0.25, "share that is held out, of every task's episodes or of the tasks", least=0, most=1)
+    validation: float = option(
+        0.125, "share for validation: curves and choices, never trained on", least=0, most=0.5, absent=0.0
+    )
     split_seed: int = option(0, "seed of the split, kept apart so that runs of all seeds are judged alike", least=0)
     # sampling
     batch_size: int = shared("batch_size", 64)
@@ -87,6 +90,7 @@ class Config(Settings):
     # student
     fusion: str = option("weighted", "one learned weight per expert, a gate per place (moe), or all equal", FUSIONS)
     fuse_dim: int = option(256, "width D of adapters and fusion", least=1)
+    pooling: str = option("mean", "how places become one vector: mean, blocks of the image, or attention", POOLINGS)
     moe_hidden: int = option(128, "width of the gate network", least=1)
     moe_top_k: int = option(0, "experts a place may use; 0: all", least=0)
     gate_noise: float = option(0.0, "noise on the gate's logits while training, standard deviation", least=0)
@@ -109,7 +113,7 @@ class Config(Settings):
     lr: float = shared("lr", 3e-3)
     weight_decay: float = shared("weight_decay", 0.05)
     grad_clip: float = shared("grad_clip", 1.0)
-    amp: bool = shared("amp", False)
+    amp: str = shared("amp", "auto")
     seed: int = shared("seed", 0)
     device: str = shared("device", "auto")
     micro_batch: int = option(
@@ -231,10 +235,24 @@ class Run:
             lambda p: p.write_bytes(save_tensors({**tensors, "teacher_mean": teacher_mean.cpu()}, {"student": about})),
         )
 
-    def embeddings(self) -> dict[str, np.ndarray]:
-        """student [n, E], teacher [n, E], gates [n, M], and per sample task, episode, step, time, held_out."""
+    def embeddings(self, judged: str = "held_out") -> dict[str, np.ndarray]:
+        """student [n, E], teacher [n, E], gates [n, M], and per sample task, episode, step, time, held_out.
+
+        The samples are those of training and those that are judged, which "held_out" marks: the held-out ones (of the
+        tables), or with `judged="validation"` those for choices. A run without such has none of them.
+        """
+        found = self.embeddings_of_all()
+        sides = {"held_out": found.pop("held_out"), "validation": found.pop("validation")}
+        here = sides.pop(judged)
+        (other,) = sides.values()
+        found = {"held_out": here} | found
+        return {k: v if k == "experts" else v[~other] for k, v in found.items()}
+
+    def embeddings_of_all(self) -> dict[str, np.ndarray]:
+        """As `embeddings`, of all samples; "held_out" and "validation" mark theirs."""
         with np.load(self._finished_file("embeddings.npz"), allow_pickle=False) as z:
-            return dict(z)
+            found = dict(z)
+        return {"validation": np.zeros_like(found["held_out"])} | found
 
     def state(self) -> dict:
         """The resume state. Raises InputError when it is unreadable."""
@@ -256,10 +274,11 @@ def build_student(config: Config, channels: dict[str, int], embed_dim: int) -> S
         channels, embed_dim, config.fusion, config.fuse_dim, config.moe_hidden, config.moe_top_k, config.gate_noise
     )  # fmt: skip
     if not config.aligns:
-        return Student(*sizes, seed=config.seed)
+        return Student(*sizes, seed=config.seed, pooling=config.pooling)
     inputs = 3 if config.point_target == "xyz" else embed_dim
     head = PointHead(config.point_target, inputs, embed_dim, config.fuse_dim)
-    return PlaceStudent(*sizes, head=head, knows_place=config.route == "distill", seed=config.seed)
+    knows = config.route == "distill"
+    return PlaceStudent(*sizes, head=head, knows_place=knows, seed=config.seed, pooling=config.pooling)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -20,6 +20,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.finish import curve, finish
 from rgb2pc_lib.learning.learner import Learner
+from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device, prepare
 from rgb2pc_lib.learning.runs import Config, Run, claim, read_metrics, write_atomic
 from rgb2pc_lib.learning.settings import Settings
@@ -76,6 +77,7 @@ def _train(config: Config, resume: bool) -> Iterator[Progress]:
             system.keep_freed_memory()
         state = begin(run, config, resume)
     prepared = ranks.first_then_rest(lambda: prepare(config, device))
+    prepared.learner.objective.amp = ranks.from_first(in_bfloat16(config.amp, device))
     yield from follow(run, prepared.learner, prepared.batches, lambda: curve(prepared), state)
     finish(run, prepared)
     ranks.wait()  # a run is finished on all ranks at once

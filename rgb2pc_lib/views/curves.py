@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rgb2pc_lib.judging.evaluate import verdict
+from rgb2pc_lib.judging.verdicts import verdict
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.plots import colour
 

@@ -7,26 +7,25 @@ import pytest
 import tiny
 
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import (
-    SHUFFLED,
-    TEACHER,
-    gap_closed,
-    interval,
-    judge,
-    judge_students,
-    line_up,
-    load_targets,
-    mean_table,
-    pooled_features,
-    probe,
-    train_line_up,
-    verdict,
-)
+from rgb2pc_lib.judging.evaluate import judge, judge_students, line_up, train_line_up
+from rgb2pc_lib.judging.probes import load_targets, probe
+from rgb2pc_lib.judging.rivals import pooled_features
+from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, gap_closed, interval, mean_table, verdict
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
-SMALL = Config(steps=40, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=3e-3, eval_every=0)
+SMALL = Config(
+    validation=0.0,
+    amp="off",
+    steps=40,
+    batch_size=32,
+    student_tokens=16,
+    fuse_dim=32,
+    moe_hidden=32,
+    lr=3e-3,
+    eval_every=0,
+)
 
 
 def keys(tasks=3, episodes=6, steps=10):
@@ -140,9 +139,9 @@ def test_gap_closed_by_hand():
         rows += [("moe", seed, "R2 tcp", r2), ("moe", seed, "tcp cm", cm), ("moe", seed, "R@1", 0.7)]
         rows += [("moe", seed, "task accuracy", 0.95)]
     closed = gap_closed(pd.DataFrame(rows, columns=["model", "seed", "measure", "value"]), ["moe"]).set_index("measure")
-    assert closed.loc["R2 tcp", "closed"] == pytest.approx(0.5) and closed.loc["R2 tcp", "best expert"] == "a"
+    assert closed.loc["R2 tcp", "closed"] == pytest.approx(0.5) and closed.loc["R2 tcp", "best rival"] == "a"
     assert closed.loc["tcp cm", "closed"] == pytest.approx(0.5)
-    assert closed.loc["R@1", "closed"] == pytest.approx(0.5) and closed.loc["R@1", "best expert"] == "b only"
+    assert closed.loc["R@1", "closed"] == pytest.approx(0.5) and closed.loc["R@1", "best rival"] == "b only"
     half = 4.303 * 0.25 / np.sqrt(3)
     assert closed.loc["R2 tcp", "low"] == pytest.approx(0.5 - half, abs=1e-3)
     assert np.isnan(closed.loc["task accuracy", "closed"])  # the teacher is no better: there is no gap
@@ -173,7 +172,7 @@ def test_ablations_join_the_line_up(left, tmp_path):
     assert line_up(alone, 1, tmp_path, ablations=True) == line_up(alone, 1, tmp_path)
     picked = [r for r in rows if r[0] in ("uniform", "moe without left", "left only") and r[1].seed == 0]
     assert {i for i, _ in train_line_up(picked)} == {0, 1, 2}
-    found = judge_students(picked).query("measure == 'R@1'").set_index("model")["value"]
+    found = judge_students(picked).long.query("measure == 'R@1'").set_index("model")["value"]
     assert found["left only"] > 0.7 and found["moe without left"] < 0.2
 
 
@@ -188,7 +187,7 @@ def test_the_whole_table(left, tmp_path):
     trained = {i for i, _ in train_line_up(rows)}
     assert trained == set(range(10))  # weighted, moe, two experts and the control, twice
     assert not list(train_line_up(rows))  # finished runs are kept
-    long = judge(config, rows)
+    long = judge(config, rows).long
     table = mean_table(long)
     assert list(table.index) == [
         TEACHER, "left", "right", "experts concatenated", "weighted", "moe", "left only", "right only", SHUFFLED,
