@@ -67,8 +67,16 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     the message as their reason, and `select` refuses to train.
 
     Without `teacher` nothing of it is looked for, which is all that embedding needs.
+    Raises InputError for a root that is missing, a task that is in none of them, and packs of one expert that differ.
 
-    >>> pair(Workspace.load("data/sample.toml")).reasons()  # doctest: +SKIP
+    >>> pairing = pair(workspace)
+    >>> pairing.table.iloc[0].to_dict()
+    {'task': 'pull', 'episode': 'ep_0', 'step': 'step_0000', 'time': 0, 'dinov3': 'ok', 'vggt': 'ok', 'teacher': 'ok'}
+    >>> pairing.reasons()
+             ok
+    dinov3   96
+    vggt     96
+    teacher  96
     """
     workspace.require(*["teacher"] * teacher, "experts")
     if reserved := sorted(set(workspace.experts) & set(RESERVED)):
@@ -175,6 +183,9 @@ def select(
         `fallback`.
 
     Raises InputError for an unreadable pack, for "error" with something missing, or when nothing is left.
+
+    >>> len(select(pair(workspace))), len(select(pair(workspace), unit="window", window=6))
+    (96, 24)
     """
     table, sources = pairing.table, [*pairing.experts, "teacher"]
     refuse_broken(pairing)
@@ -211,7 +222,9 @@ def refuse_broken(pairing: Pairing) -> None:
 def split(keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(training, held-out) sample numbers. Whole episodes (a share of every task's) or whole tasks are held out.
 
-    >>> train, held_out = split(samples.keys())  # doctest: +SKIP
+    >>> training, held_out = split(select(pair(workspace)).keys())
+    >>> len(training), len(held_out)
+    (72, 24)
     """
     rng = np.random.default_rng([seed, 5])
     out: set = set()

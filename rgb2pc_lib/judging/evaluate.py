@@ -168,7 +168,14 @@ def pooled_features(data: Data) -> dict[str, np.ndarray]:
 
 
 def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
-    """The settings of the judged runs: small enough for two CPU cores, and tiny with RGB2PC_FAST=1."""
+    """The settings of the judged runs: small enough for two CPU cores, and tiny with RGB2PC_FAST=1.
+
+    Raises InputError, in the tiny case, when the workspace names no teacher.
+
+    >>> config = judged_config(workspace, steps=30)
+    >>> config.steps, config.student_tokens, list(config.vis_roots)
+    (30, 32, ['dinov3', 'vggt'])
+    """
     steps = steps or (20 if FAST else 400)
     config = Config(steps=steps, eval_every=0, save_every=steps, student_tokens=32, amp=True).with_workspace(workspace)
     if FAST:
@@ -181,6 +188,10 @@ def line_up(config: Config, seeds: int, out: Path, ablations: bool = False) -> l
     """(row name, config) of every training behind the table: both fusions, each expert alone, the control.
 
     With `ablations` also "uniform" (equal weights) and "moe without <expert>", where there is more than one expert.
+    Nothing is trained: that is for `train` (or `train_line_up`, which skips what is finished).
+
+    >>> [name for name, _ in line_up(config, seeds=1, out=folder)]
+    ['weighted', 'moe', 'dinov3 only', 'vggt only', 'shuffled control']
     """
     rows = []
     for seed in range(seeds):
@@ -213,7 +224,17 @@ def train_line_up(rows: list[tuple[str, Config]]) -> Iterator[tuple[int, Progres
 
 
 def judge(config: Config, rows: list[tuple[str, Config]]) -> pd.DataFrame:
-    """The table, long: one line per (model, seed, measure, value). Features and the teacher have seed -1."""
+    """The table, long: one line per (model, seed, measure, value). Features and the teacher have seed -1.
+
+    All figures are of held-out samples. Probes (columns "R2 ..." without a unit, "... cm", "task accuracy") are there
+    where the config names a state root. Raises InputError for a run that is not finished and for data that changed.
+
+    >>> long = judge(config, rows)
+    >>> long["model"].unique().tolist()[:4]
+    ['teacher', 'dinov3', 'vggt', 'experts concatenated']
+    >>> long[(long["model"] == "moe") & (long["measure"] == "R@1")][["seed", "value"]].shape
+    (1, 2)
+    """
     data = Data.open(config)
     state_root = config.workspace.state
     run = Run.open(rows[0][1].folder)
@@ -247,7 +268,12 @@ def verdict(long: pd.DataFrame, measure: str = "R@1", against: str = "uniform") 
     """Every student of a table on one measure, with 95 % t-intervals over seeds, in the order they came.
 
     Columns: mean, low, high, and the mean difference from `against`, paired by seed: difference, difference low,
-    difference high; seeds.
+    difference high; seeds. Raises KeyError when the student that is compared `against` is not in the table.
+
+    >>> lines = [("uniform", 0, "R@1", 0.5), ("uniform", 1, "R@1", 0.6), ("moe", 0, "R@1", 0.7), ("moe", 1, "R@1", 0.8)]
+    >>> long = pd.DataFrame(lines, columns=["model", "seed", "measure", "value"])
+    >>> verdict(long).loc["moe", ["mean", "difference", "seeds"]].round(2).to_dict()
+    {'mean': 0.75, 'difference': 0.2, 'seeds': 2.0}
     """
     students = long[(long["measure"] == measure) & (long["seed"] >= 0)]
     by_seed = students.pivot(index="seed", columns="model", values="value")[students["model"].unique()]
@@ -273,6 +299,13 @@ def gap_closed(long: pd.DataFrame, students=("weighted", "moe")) -> pd.DataFrame
     best expert there is no gap, and the line says so with NaN.
 
     Columns: student, measure, best expert, teacher, best (value), mean (value), closed, low, high, seeds.
+
+    >>> lines = [("teacher", -1, "R2 object", 0.9), ("vggt", -1, "R2 object", 0.5), ("vggt only", 0, "R2 object", 0.4),
+    ...          ("moe", 0, "R2 object", 0.8)]
+    >>> long = pd.DataFrame(lines, columns=["model", "seed", "measure", "value"])
+    >>> gap_closed(long, students=["moe"])[["student", "measure", "best expert", "closed"]]
+      student    measure best expert  closed
+    0     moe  R2 object        vggt    0.75
     """
     table = mean_table(long)
     singles = [m for m in table.index if m.endswith(" only")]
