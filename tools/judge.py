@@ -13,10 +13,9 @@ import os
 import sys
 from pathlib import Path
 
-from rgb2pc_lib.data.workspace import RUNS, SAMPLE, Workspace
-from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import judge, judged_config, line_up
-from rgb2pc_lib.judging.verdicts import gap_closed, mean_table
+from rgb2pc_lib import InputError, Workspace, gap_closed, judge, judged_config, line_up
+from rgb2pc_lib.data.workspace import RUNS, SAMPLE
+from rgb2pc_lib.judging.verdicts import mean_table
 from rgb2pc_lib.views.notebook import train_missing
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 

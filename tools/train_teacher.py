@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import trange
 
+from rgb2pc_lib import InputError
 from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.clouds.points import (
@@ -31,7 +32,6 @@ from rgb2pc_lib.encoders.clouds.points import (
     load_clouds,
     save_point_encoder,
 )
-from rgb2pc_lib.errors import InputError
 
 RECORDED = CACHE / "teacher_clouds"
 

@@ -67,8 +67,16 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     the message as their reason, and `select` refuses to train.
 
     Without `teacher` nothing of it is looked for, which is all that embedding needs.
+    Raises InputError for a root that is missing, a task that is in none of them, and packs of one expert that differ.
 
-    >>> pair(Workspace.load("data/sample.toml")).reasons()  # doctest: +SKIP
+    >>> pairing = pair(workspace)
+    >>> pairing.table.iloc[0].to_dict()
+    {'task': 'pull', 'episode': 'ep_0', 'step': 'step_0000', 'time': 0, 'dinov3': 'ok', 'vggt': 'ok', 'teacher': 'ok'}
+    >>> pairing.reasons()
+             ok
+    dinov3   96
+    vggt     96
+    teacher  96
     """
     workspace.require(*["teacher"] * teacher, "experts")
     if reserved := sorted(set(workspace.experts) & set(RESERVED)):
@@ -175,6 +183,9 @@ def select(
         `fallback`.
 
     Raises InputError for an unreadable pack, for "error" with something missing, or when nothing is left.
+
+    >>> len(select(pair(workspace))), len(select(pair(workspace), unit="window", window=6))
+    (96, 24)
     """
     table, sources = pairing.table, [*pairing.experts, "teacher"]
     refuse_broken(pairing)
@@ -215,7 +226,9 @@ def split(
 
     What is held out does not depend on how much is for validation, which has nothing where too few are left.
 
-    >>> training, validation, held_out = split(samples.keys(), validation=0.125)  # doctest: +SKIP
+    >>> training, validation, held_out = split(select(pair(workspace)).keys(), validation=0.125)
+    >>> len(training), len(validation), len(held_out)
+    (60, 12, 24)
     """
     rng = np.random.default_rng([seed, 5])
     out: set = set()

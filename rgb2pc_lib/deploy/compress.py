@@ -76,6 +76,12 @@ def train_compact(config: CompactConfig, resume: bool = False) -> Iterator[Progr
 
     Raises InputError for bad input, when frames given as `more_rgb` are among the held-out ones, when the folder
     already holds a run (unless it is to be resumed), and while another training writes there.
+
+    >>> config = CompactConfig(run=str(run.folder), save_dir=str(folder / "small"), size=32, steps=2, batch_size=16)
+    >>> [progress.step for progress in train_compact(config)]
+    [1, 2]
+    >>> CompactRun.open(config.folder).finished
+    True
     """
     with claim(config.folder):
         yield from _train(config, resume)
@@ -203,7 +209,11 @@ def _finish(run: CompactRun, config: CompactConfig, network: Compact, fused: Run
 def export_run(run: CompactRun, limit: float = 1e-4) -> dict[str, float]:
     """Export into the run's own folder and check the file on real held-out frames; the parity is kept in `onnx.json`.
 
-    Raises InputError when file and network differ by more than `limit` relative.
+    Raises InputError when file and network differ by more than `limit` relative, and when a package is missing.
+
+    >>> found = export_run(compact)
+    >>> found["relative"] < 1e-4, found["frames"], compact.file("model.onnx").stat().st_size == found["bytes"]
+    (True, 24, True)
     """
     network, data = run.compact(), own_targets(Run.open(PROJECT / run.config.run))
     path = export_onnx(network, run.folder)

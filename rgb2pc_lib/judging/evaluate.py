@@ -110,7 +110,14 @@ def judge_run(run: Run, questions: Questions, judged: str = "held_out"):
 
 
 def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
-    """The settings of the judged runs: small enough for two CPU cores, and tiny with RGB2PC_FAST=1."""
+    """The settings of the judged runs: small enough for two CPU cores, and tiny with RGB2PC_FAST=1.
+
+    Raises InputError, in the tiny case, when the workspace names no teacher.
+
+    >>> config = judged_config(workspace, steps=30)
+    >>> config.steps, config.student_tokens, list(config.vis_roots)
+    (30, 32, ['dinov3', 'vggt'])
+    """
     steps = steps or (20 if FAST else 400)
     config = Config(steps=steps, eval_every=0, save_every=steps, student_tokens=32).with_workspace(workspace)
     if FAST:
@@ -123,6 +130,10 @@ def line_up(config: Config, seeds: int, out: Path, ablations: bool = False) -> l
     """(row name, config) of every training behind the table: both fusions, each expert alone, the control.
 
     With `ablations` also "uniform" (equal weights) and "moe without <expert>", where there is more than one expert.
+    Nothing is trained: that is for `train` (or `train_line_up`, which skips what is finished).
+
+    >>> [name for name, _ in line_up(config, seeds=1, out=folder)]
+    ['weighted', 'moe', 'dinov3 only', 'vggt only', 'shuffled control']
     """
     rows = []
     for seed in range(seeds):
@@ -155,7 +166,17 @@ def train_line_up(rows: list[tuple[str, Config]]) -> Iterator[tuple[int, Progres
 
 
 def judge(config: Config, rows: list[tuple[str, Config]], judged: str = "held_out") -> Judgement:
-    """Teacher, rivals and students on the held-out samples, or with `judged="validation"` on those for choices."""
+    """Teacher, rivals and students on the held-out samples, or with `judged="validation"` on those for choices.
+
+    Probes (columns "R2 ..." without a unit, "... cm", "task accuracy") are there where the config names a state root.
+    Raises InputError for a run that is not finished and for data that changed.
+
+    >>> long = judge(config, rows).long
+    >>> long["model"].unique().tolist()[:4]
+    ['teacher', 'dinov3', 'vggt', 'experts concatenated']
+    >>> long[(long["model"] == "moe") & (long["measure"] == "R@1")][["seed", "value"]].shape
+    (1, 2)
+    """
     data, run = Data.open(config), Run.open(rows[0][1].folder)
     e, every = run.embeddings(judged), run.embeddings_of_all()
     if len(every["task"]) != len(data.samples):

@@ -66,6 +66,13 @@ def gap_closed(long: pd.DataFrame, students=("weighted", "moe"), episodes: pd.Da
     (bootstrap, episodes drawn within each task); otherwise they are t-intervals over seeds.
 
     Columns: student, measure, best rival, teacher, best (value), mean (value), closed, low, high, seeds.
+
+    >>> lines = [("teacher", -1, "R2 object", 0.9), ("vggt", -1, "R2 object", 0.5), ("vggt only", 0, "R2 object", 0.4),
+    ...          ("moe", 0, "R2 object", 0.8)]
+    >>> long = pd.DataFrame(lines, columns=["model", "seed", "measure", "value"])
+    >>> gap_closed(long, students=["moe"])[["student", "measure", "best rival", "closed"]]
+      student    measure best rival  closed
+    0     moe  R2 object       vggt    0.75
     """
     table = mean_table(long)
     lines = []

@@ -84,22 +84,36 @@ class Settings:
                 raise InputError(f"--{f.name}: expected at most {info['most']}, found {value}")
 
     def to_json(self) -> str:
+        """As a run's config.json."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
+        """What `to_json` wrote; a setting that is not there has the value it had before it existed.
+
+        >>> Config.from_json('{"steps": 10}') == Config.from_json(Config(steps=10).to_json()) == Config(steps=10)
+        True
+        """
         raw = {f.name: f.metadata["absent"] for f in dataclasses.fields(cls)} | json.loads(text)
         if isinstance(raw["amp"], bool):  # of runs made before it could be measured
             raw["amp"] = "on" if raw["amp"] else "off"
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
 
     def changes(self, other: Self) -> dict[str, tuple]:
-        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers."""
+        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers.
+
+        >>> Config(steps=10, device="cpu").changes(Config(device="cuda"))
+        {'steps': (10, 400)}
+        """
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return {k: (ours[k], theirs[k]) for k in ours if k not in _FREE and ours[k] != theirs[k]}
 
     def command(self) -> str:
-        """The command line, for the project's folder, that repeats this run."""
+        """The command line, for the project's folder, that repeats this run.
+
+        >>> Config(fusion="moe", amp=True, tasks=("push", "pull")).command()
+        'python tools/train_rgb2pc_distill.py --tasks push pull --fusion moe --amp'
+        """
         words = ["python", self.tool]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)

@@ -59,8 +59,13 @@ def train(config: Config, resume: bool = False) -> Iterator[Progress]:
     Raises InputError for bad input, when the folder already holds a run (unless it is to be resumed), and while another
     training writes there.
 
-    >>> for progress in train(Config(steps=10).with_workspace(Workspace.load(SAMPLE))):  # doctest: +SKIP
-    ...     print(progress.step, progress.loss)
+    >>> config = Config(steps=2, batch_size=8, save_dir=str(folder / "run")).with_workspace(workspace)
+    >>> for progress in train(config):
+    ...     print(progress.step, progress.loss > 0, list(progress.gates))
+    1 True ['dinov3', 'vggt']
+    2 True ['dinov3', 'vggt']
+    >>> Run(config.folder).finished
+    True
     """
     with ExitStack() as held:
         with ranks.agreed():

@@ -26,7 +26,7 @@ def labels(configs: Sequence[Config]) -> list[str]:
     """Names for a legend: the fusion, and every setting in which these runs differ.
 
     >>> labels([Config(fusion="moe", lr=0.01), Config(fusion="moe")])
-    ['moe, lr 0.01', 'moe, lr 0.001']
+    ['moe, lr 0.01', 'moe, lr 0.003']
     """
     differs = {k: None for config in configs for k in configs[0].changes(config) if k not in _SILENT}
     out = []
