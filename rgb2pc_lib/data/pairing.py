@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,17 +83,18 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     workspace.require(*["teacher"] * teacher, "experts")
     if reserved := sorted(set(workspace.experts) & set(RESERVED)):
         raise InputError(f"an expert cannot be called {', '.join(reserved)}; rename it in the workspace")
-    files = list_teacher(workspace.teacher, workspace.teacher_tag) if teacher else {}
-    packs: dict[str, dict] = {name: {} for name in workspace.experts}
+    root = workspace.teacher if teacher else None
+    files = list_teacher(root, workspace.teacher_tag) if root else {}
+    packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
     broken: dict[tuple[str, tuple[str, str]], str] = {}
-    for path in workspace.teacher.glob("*/*.zarr") if teacher else ():
+    for path in root.glob("*/*.zarr") if root else ():
         key = (path.parent.name, path.stem)
         if key not in files and (not tasks or key[0] in tasks):
             broken["teacher", key] = f"{path}: no frame_paths.json, so its steps cannot be paired by name"
     raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
-    for name, root in workspace.experts.items():
-        index = PackIndex(root)
-        for key, path in list_packs(root).items():
+    for name, folder in workspace.experts.items():
+        index = PackIndex(folder)
+        for key, path in list_packs(folder).items():
             if tasks and key[0] not in tasks:
                 continue
             try:
@@ -108,8 +111,9 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
         if unknown := sorted(set(tasks) - present):
             raise InputError(f"task(s) {', '.join(unknown)} not found; the roots hold {', '.join(sorted(present))}")
         episodes = [k for k in episodes if k[0] in tasks]
-    columns = {c: [] for c in ("task", "episode", "step", "time", *workspace.experts, "teacher")}
+    columns: dict[str, list[Any]] = {c: [] for c in ("task", "episode", "step", "time", *workspace.experts, "teacher")}
     for key in episodes:
+        have: dict[str, Collection[str] | None]
         have = {name: found[key].copies if key in found else None for name, found in packs.items()}
         have["teacher"] = files.get(key)
         steps = sorted({s for steps in have.values() if steps for s in steps}, key=natural_key)
@@ -194,11 +198,11 @@ def select(
     episodes = [np.asarray(rows) for rows in table.groupby(["task", "episode"], sort=False).indices.values()]
     members = _windows(episodes, window) if unit == "window" else np.arange(len(table))[:, None]
     seen = {s: np.where((members >= 0) & has[s][members], members, -1) for s in sources}
-    lacking = {s: (seen[s] < 0).all(1) for s in sources}
+    lacking: dict[str, np.ndarray] = {s: np.all(seen[s] < 0, axis=1) for s in sources}
     substitutes = _substitutes(episodes, has, len(table))
     if not strict and len(members):  # the teacher may be any step of the episode that has one
         seen["teacher"] = _fill(seen["teacher"], lacking["teacher"], members, substitutes["teacher"], rng)
-        lacking["teacher"] = (seen["teacher"] < 0).all(1)
+        lacking["teacher"] = np.all(seen["teacher"] < 0, axis=1)
     if fallback == "error" and any(m.any() for m in lacking.values()):
         raise InputError(_missing_message(pairing, members, lacking))
     if fallback == "random":
@@ -231,13 +235,13 @@ def split(
     (60, 12, 24)
     """
     rng = np.random.default_rng([seed, 5])
-    out: set = set()
-    aside: set = set()
+    out: set[tuple[str, str]] = set()
+    aside: set[tuple[str, str]] = set()
     if by == "task":
         names = sorted(keys["task"].unique(), key=natural_key)
         tasks, checked = _draw(names, share, validation, rng)
         of = {t: {(t, e) for e in group["episode"]} for t, group in keys.groupby("task")}
-        out, aside = (set().union(*(of[t] for t in some)) for some in (tasks, checked))
+        out, aside = ({e for t in some for e in of[t]} for some in (tasks, checked))
     else:
         for task, group in keys.groupby("task", sort=True):
             names = sorted(group["episode"].unique(), key=natural_key)
@@ -250,10 +254,12 @@ def split(
             f"splitting by {by} with a held-out share of {share} leaves {(~held_out).sum()} training and "
             f"{held_out.sum()} held-out samples; at least two {by}s{' a task' if by == 'episode' else ''} are needed"
         )
-    return tuple(np.flatnonzero(x) for x in (~held_out & ~checked, checked, held_out))
+    return np.flatnonzero(~held_out & ~checked), np.flatnonzero(checked), np.flatnonzero(held_out)
 
 
-def _draw(names: list, share: float, validation: float, rng) -> tuple[list, list]:
+def _draw(
+    names: list[str], share: float, validation: float, rng: np.random.Generator
+) -> tuple[list[str], list[str]]:
     """About `share` of the names, at least one and never all (none of a single one); and about `validation` of them.
 
     Of the rest at least one is for neither; three names or fewer have none for validation.
@@ -274,9 +280,9 @@ def _windows(episodes: list[np.ndarray], size: int) -> np.ndarray:
     return np.array(rows, int).reshape(-1, size)
 
 
-def _substitutes(episodes, has, n) -> dict[str, list]:
+def _substitutes(episodes: list[np.ndarray], has: dict[str, np.ndarray], n: int) -> dict[str, list[np.ndarray]]:
     """source -> row -> the rows of the same episode that the source has."""
-    out = {s: [()] * n for s in has}
+    out = {s: [np.zeros(0, int)] * n for s in has}
     for rows in episodes:
         for s, there in has.items():
             found = rows[there[rows]]
@@ -285,7 +291,9 @@ def _substitutes(episodes, has, n) -> dict[str, list]:
     return out
 
 
-def _fill(seen, lacking, members, substitutes, rng):
+def _fill(
+    seen: np.ndarray, lacking: np.ndarray, members: np.ndarray, substitutes: list[np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
     """Where a sample lacks everything, one random row of the same episode, if there is one."""
     seen = seen.copy()
     for i in np.flatnonzero(lacking):
@@ -295,7 +303,7 @@ def _fill(seen, lacking, members, substitutes, rng):
     return seen
 
 
-def _missing_message(pairing: Pairing, members, lacking) -> str:
+def _missing_message(pairing: Pairing, members: np.ndarray, lacking: dict[str, np.ndarray]) -> str:
     if not len(pairing.table):
         return "the roots hold no <task>/<episode> in common layout; see data/README.md"
     parts = []
@@ -310,8 +318,8 @@ def _missing_message(pairing: Pairing, members, lacking) -> str:
 
 
 def _times(steps: list[str]) -> list[int]:
-    numbers = [re.search(r"(\d+)$", s) for s in steps]
-    return [int(n[1]) for n in numbers] if all(numbers) else list(range(len(steps)))
+    numbers = [int(found[1]) for found in (re.search(r"(\d+)$", s) for s in steps) if found]
+    return numbers if len(numbers) == len(steps) else list(range(len(steps)))
 
 
 def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None:
@@ -326,7 +334,7 @@ def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None
         return image.height, image.width
 
 
-def _same_layout(packs) -> None:
+def _same_layout(packs: dict[str, dict[tuple[str, str], FeaturePack]]) -> None:
     for name, found in packs.items():
         kinds = {(p.channels, p.dtype): p.path for p in found.values()}
         if len(kinds) > 1:

@@ -73,7 +73,7 @@ class Workspace:
         if not_text:
             raise InputError(f"{path}: expected text in quotes for {', '.join(not_text)}")
 
-        def resolve(p):
+        def resolve(p: str) -> Path:
             return Path(os.path.normpath(path.parent / Path(p).expanduser()))
 
         return cls(
@@ -142,14 +142,14 @@ def parse_expert_root(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if equals and name and os.sep not in name:
         return name, Path(path).expanduser()
-    path = Path(text).expanduser()
-    stem = path.name.removeprefix("features_")
-    if stem == path.name or not stem:
+    folder = Path(text).expanduser()
+    stem = folder.name.removeprefix("features_")
+    if stem == folder.name or not stem:
         raise InputError(f"{text}: cannot tell the expert's name; write NAME={text} or name the folder features_<name>")
-    return stem.split("_")[0], path
+    return stem.split("_")[0], folder
 
 
-def natural_key(name: str) -> list:
+def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that counts: step_2 before step_10.
 
     >>> sorted(["step_10", "step_2"], key=natural_key)

@@ -280,8 +280,8 @@ class Run:
         """Student `[n, E]`, teacher `[n, E]`, mean gates `[n, M]`, and per sample task, episode, step, time, held_out.
 
         The student's lie in the space of the teacher's less its mean over the training samples. `experts` `[M]` names
-        the gates. The samples are those of training and those that are judged, which "held_out" marks: the held-out ones
-        (of the tables), or with `judged="validation"` those for choices. A run without such has none of them.
+        the gates. The samples are those of training and those that are judged, which "held_out" marks: the held-out
+        ones (of the tables), or with `judged="validation"` those for choices. A run without such has none of them.
 
         >>> e = run.embeddings()
         >>> e["student"].shape, e["teacher"].shape, e["gates"].shape, e["held_out"].sum()
