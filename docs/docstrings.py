@@ -1,7 +1,7 @@
 """The project's docstrings as mkdocstrings reads them: examples under a heading, fields in a table of their class.
 
 An example follows the text as `>>>` lines; the Google style wants a heading above it. A field of a dataclass is
-explained by the comment at the end of its line, or by the text of its `option(...)`.
+explained by the comment at the end of its line; a setting by the text of its `option(...)` or `shared(...)`.
 """
 
 import ast
@@ -9,6 +9,9 @@ import re
 
 from griffe import Attribute, Class, Docstring, ExprCall, Extension, Object
 
+from rgb2pc_lib.learning.settings import shared
+
+DEFAULT = {"option": 0, "shared": 1}  # which argument is the setting's default
 EXAMPLE = re.compile(r"^>>> ", re.MULTILINE)
 
 
@@ -17,8 +20,8 @@ class Docstrings(Extension):
         """Called with everything that was found in the library's files, once all of it is known."""
         if isinstance(obj, Class):
             for setting in obj.parameters:  # a signature shows its default, not its help
-                if isinstance(setting.default, ExprCall) and str(setting.default.function) == "option":
-                    setting.default = setting.default.arguments[0]
+                if isinstance(setting.default, ExprCall) and str(setting.default.function) in DEFAULT:
+                    setting.default = setting.default.arguments[DEFAULT[str(setting.default.function)]]
         if obj.docstring:
             fields = field_lines(obj) if isinstance(obj, Class) else []
             obj.docstring.value = with_sections(obj.docstring.value, fields)
@@ -45,10 +48,12 @@ def field_lines(cls: Class) -> list[str]:
 
 
 def beside(attribute: Attribute) -> str:
-    """What the source says of an attribute: the text of `option(default, text)`, or the comment after it."""
+    """What the source says of an attribute: the text of a setting, or the comment after it."""
     source = "\n".join(attribute.lines).strip()
     if "= option(" in source:
         return as_code(ast.parse(source).body[0].value.args[1].value)
+    if "= shared(" in source:
+        return as_code(shared(attribute.name, None).metadata["help"])
     _, sign, comment = source.rpartition("  # ")
     return as_code(comment) if sign else ""
 
