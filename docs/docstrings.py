@@ -60,4 +60,4 @@ def beside(attribute: Attribute) -> str:
 
 def as_code(comment: str) -> str:
     """Shapes like [B, K] and paths with <names> in a comment, set as code."""
-    return re.sub(r"(?<![`\w])(\[[^\]]*\]|\S*<\w+>\S*)(?!`)", r"`\1`", comment)
+    return re.sub(r"(?<![`\w])(\[[^\]]*\]|[^\s`]*<\w+>[^\s`]*)(?!`)", r"`\1`", comment)
