@@ -8,7 +8,7 @@ EXPERTS := efficientnet xfeat disk daisy
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install features demo compact report test lab record teacher bench clean
+.PHONY: help install features demo compact report test lab docs gallery record teacher bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/  make \1\t/' | expand -t 18
@@ -24,7 +24,7 @@ $(VENV)/core: pyproject.toml constraints.txt requirements-nodeps.txt | $(BIN)/py
 	@touch $@
 
 $(VENV)/tests: $(VENV)/core
-	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,backbones,import,deploy,sim,test]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,backbones,import,deploy,sim,docs,test]'
 	@touch $@
 
 $(VENV)/sim: $(VENV)/core
@@ -58,6 +58,16 @@ report: features  ## one HTML page about the judged runs, for sharing: runs/repo
 lab: features  ## open the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.
 
+$(VENV)/docs: $(VENV)/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,docs]'
+	@touch $@
+
+docs: $(VENV)/docs  ## the documentation, as pages that need no network: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+gallery: compact $(VENV)/docs  ## execute the notebooks, so that `make docs` shows their results
+	$(BIN)/python docs/gallery.py
+
 test: $(VENV)/tests features  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -77,5 +87,5 @@ teacher: $(VENV)/sim  ## record the teacher's clouds and train it anew, into dat
 	$(BIN)/python tools/record_sim.py --tasks $(TASKS) --out $(CLOUDS)/fixed --randomise fixed --first_seed 2000 --episodes 16
 	$(BIN)/python tools/train_teacher.py
 
-clean:  ## remove what was derived: caches and runs
-	rm -rf data/cache runs
+clean:  ## remove what was derived: caches, runs and the site
+	rm -rf data/cache runs site

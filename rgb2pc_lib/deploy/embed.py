@@ -84,7 +84,8 @@ class Embedder:
 
         Args:
             weights: expert -> its official file or folder, for experts that do not bring their own.
-            window, stride: for experts that see several frames together, as their packs were extracted.
+            window: frames seen at once by experts that see several together, as their packs were extracted.
+            stride: frames from one window to the next, likewise.
 
         Raises InputError when the folder holds no finished run, or an expert has no encoder or no weights here.
 
