@@ -17,7 +17,7 @@ from rgb2pc_lib.judging.evaluate import Judgement, judge_students, judged_config
 from rgb2pc_lib.judging.verdicts import difference, interval
 from rgb2pc_lib.learning.runs import Config
 
-BASE = "base"
+BASE = "weighted"  # the judged runs' own settings
 SETTINGS: dict[str, dict[str, dict]] = {  # question -> answer -> what differs from the base
     "fusion": {"moe": {"fusion": "moe"}, "uniform": {"fusion": "uniform"}},
     "pooling": {
@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, dict]] = {  # question -> answer -> what differs f
         "4 x 4 blocks": {"pooling": "blocks4"},
         "attention": {"pooling": "attention"},
     },
-    "places": {"32 places": {"student_tokens": 32}, "128 places": {"student_tokens": 128}},
+    "places": {"128 places": {"student_tokens": 128}},
     "losses": {
         "with MSE": {"loss_mse": 1.0},
         "with relational": {"loss_relational": 1.0},
