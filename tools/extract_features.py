@@ -21,10 +21,22 @@ from rgb2pc_lib.learning.ranks import own_cores, own_device
 
 def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--encoder", nargs="+", required=True, choices=sorted(EXPERTS), metavar="NAME",
-                   help=f"one or several of {', '.join(sorted(EXPERTS))}")
-    p.add_argument("--weights", nargs="+", default=[], type=named, metavar="NAME=PATH",
-                   help="official weights of an expert: file, folder, or with --allow_download a hub repository")
+    p.add_argument(
+        "--encoder",
+        nargs="+",
+        required=True,
+        choices=sorted(EXPERTS),
+        metavar="NAME",
+        help=f"one or several of {', '.join(sorted(EXPERTS))}",
+    )
+    p.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        type=named,
+        metavar="NAME=PATH",
+        help="official weights of an expert: file, folder, or with --allow_download a hub repository",
+    )
     p.add_argument("--allow_download", action="store_true", help="fetch official weights that are not given")
     p.add_argument("--dry_run", action="store_true", help="only print how much disk the packs will take")
     p.add_argument("--workspace", type=Path, default=SAMPLE, help="TOML file naming the roots (default: the sample)")
@@ -36,8 +48,12 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--dtype", choices=sorted(DTYPES), default="fp16", help="of the stored tokens (default: fp16)")
     p.add_argument("--batch", type=positive, default=8, help="frames at a time, fewer if they do not fit (default: 8)")
     p.add_argument("--device", default="cpu", help="cpu, cuda (the own card of each process) or cuda:N (default: cpu)")
-    p.add_argument("--num_threads", type=positive, default=own_cores(),
-                   help="episodes encoded side by side, one processor thread each (default: all cores)")
+    p.add_argument(
+        "--num_threads",
+        type=positive,
+        default=own_cores(),
+        help="episodes encoded side by side, one processor thread each (default: all cores)",
+    )
     return p.parse_args(argv)
 
 

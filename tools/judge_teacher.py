@@ -16,8 +16,8 @@ from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
 from rgb2pc_lib.data.workspace import SAMPLE, Workspace
-from rgb2pc_lib.encoders.extract_clouds import list_clouds, read_cloud
-from rgb2pc_lib.encoders.points import PointEncoder, load_point_encoder
+from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds, read_cloud
+from rgb2pc_lib.encoders.clouds.points import PointEncoder, load_point_encoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import load_targets, probe
 
@@ -28,8 +28,12 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--clouds", type=Path, help="clouds, instead of the workspace's")
     p.add_argument("--state", type=Path, help="state, instead of the workspace's")
     p.add_argument("--weights", type=Path, help="point encoder (default: data/teacher/pointnet.safetensors)")
-    p.add_argument("--only", choices=["all", "fixed", "random"], default="all",
-                   help="episodes with the fixed camera, with a random one, or all (default: %(default)s)")
+    p.add_argument(
+        "--only",
+        choices=["all", "fixed", "random"],
+        default="all",
+        help="episodes with the fixed camera, with a random one, or all (default: %(default)s)",
+    )
     p.add_argument("--num_threads", type=int, default=1, help="processor threads (default: %(default)s)")
     return p.parse_args(argv)
 

@@ -18,26 +18,42 @@ from rgb2pc_lib.recordings.convert import DTYPES, convert
 
 def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--from", dest="source", type=Path, required=True, metavar="ROOT",
-                   help="folder of one expert's packs, <task>/<episode>.pt or .zarr")
+    p.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        required=True,
+        metavar="ROOT",
+        help="folder of one expert's packs, <task>/<episode>.pt or .zarr",
+    )
     p.add_argument("--out", type=Path, required=True, metavar="NEW_ROOT", help="write <task>/<episode>.pt there")
-    p.add_argument("--rgb_root", type=Path, metavar="FRAMES",
-                   help="frames <task>/<episode>/step_0000.png|jpg, for packs that do not name theirs")
+    p.add_argument(
+        "--rgb_root",
+        type=Path,
+        metavar="FRAMES",
+        help="frames <task>/<episode>/step_0000.png|jpg, for packs that do not name theirs",
+    )
     p.add_argument("--dtype", choices=sorted(DTYPES), help="of the written tokens (default: as they are)")
-    p.add_argument("--stride", type=int, default=0, metavar="FRAMES",
-                   help="frames between windows, for packs that do not name theirs (default: found from the numbers)")
-    p.add_argument("--frame_copy", choices=("middle", "last"),
-                   help="write only this copy of each frame, not one a window: up to eight times smaller, and the "
-                        "copy is the same for every later run; packs that name it say so in their meta")
+    p.add_argument(
+        "--stride",
+        type=int,
+        default=0,
+        metavar="FRAMES",
+        help="frames between windows, for packs that do not name theirs (default: found from the numbers)",
+    )
+    p.add_argument(
+        "--frame_copy",
+        choices=("middle", "last"),
+        help="write only this copy of each frame, not one a window: up to eight times smaller, and the "
+        "copy is the same for every later run; packs that name it say so in their meta",
+    )
     return p.parse_args(argv)
 
 
 def main(argv=None) -> int:
     args = parse(argv)
     try:
-        written, kept, errors = convert(
-            args.source, args.out, args.rgb_root, args.dtype, args.stride, args.frame_copy
-        )
+        written, kept, errors = convert(args.source, args.out, args.rgb_root, args.dtype, args.stride, args.frame_copy)
     except (InputError, OSError) as e:
         print(f"pack_features: {e}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """Save a finished run, or a compact student, as one folder ready to hand on or to upload to a model hub.
 
-    python tools/share.py runs/compact/more-frames shared/compact
+python tools/share.py runs/compact/more-frames shared/compact
 """
 
 import argparse

@@ -23,8 +23,8 @@ import torch
 from tqdm import trange
 
 from rgb2pc_lib.data.workspace import CACHE
-from rgb2pc_lib.encoders.extract_clouds import fingerprint
-from rgb2pc_lib.encoders.points import (
+from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
+from rgb2pc_lib.encoders.clouds.points import (
     ContrastiveConfig,
     PointEncoder,
     contrastive,
@@ -38,14 +38,23 @@ RECORDED = CACHE / "teacher_clouds"
 
 def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--clouds", type=Path, nargs="+", default=[RECORDED / k / "clouds" for k in ("random", "fixed")],
-                   help="roots of <task>/<episode>/step_0000.ply (default: the two recorded above)")
-    p.add_argument("--out", type=Path, default=CACHE / "teacher" / "pointnet.safetensors",
-                   help="the weights (default: data/cache/teacher/pointnet.safetensors)")
-    p.add_argument("--steps", type=int, default=ContrastiveConfig.steps,
-                   help="optimiser steps (default: %(default)s)")
-    p.add_argument("--seed", type=int, default=ContrastiveConfig.seed,
-                   help="of weights and augmentations (default: %(default)s)")
+    p.add_argument(
+        "--clouds",
+        type=Path,
+        nargs="+",
+        default=[RECORDED / k / "clouds" for k in ("random", "fixed")],
+        help="roots of <task>/<episode>/step_0000.ply (default: the two recorded above)",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=CACHE / "teacher" / "pointnet.safetensors",
+        help="the weights (default: data/cache/teacher/pointnet.safetensors)",
+    )
+    p.add_argument("--steps", type=int, default=ContrastiveConfig.steps, help="optimiser steps (default: %(default)s)")
+    p.add_argument(
+        "--seed", type=int, default=ContrastiveConfig.seed, help="of weights and augmentations (default: %(default)s)"
+    )
     p.add_argument("--num_threads", type=int, default=1, help="processor threads (default: %(default)s)")
     return p.parse_args(argv)
 

@@ -30,8 +30,9 @@ from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.losses import NearInTime
 from rgb2pc_lib.learning.metrics import agreement, retrieval
 from rgb2pc_lib.learning.objective import embedding_loss
+from rgb2pc_lib.learning.prepare import pick_device
 from rgb2pc_lib.learning.runs import Run, claim, write_atomic
-from rgb2pc_lib.learning.train import Progress, begin, follow, pick_device
+from rgb2pc_lib.learning.train import Progress, begin, follow
 
 
 @dataclass

@@ -23,9 +23,10 @@ from rgb2pc_lib.deploy.frames import in_batches, read_frames, resized
 from rgb2pc_lib.encoders.encode import encode, windows
 from rgb2pc_lib.encoders.images import ImageEncoder, load_encoder
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.models import Student
+from rgb2pc_lib.learning.prepare import pick_device
 from rgb2pc_lib.learning.runs import Run, write_atomic
-from rgb2pc_lib.learning.train import embed_samples, pick_device
 
 
 def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[pd.DataFrame, np.ndarray]:

@@ -28,8 +28,8 @@ from rgb2pc_lib.judging.evaluate import interval
 from rgb2pc_lib.learning.metrics import unit
 from rgb2pc_lib.learning.places import embed_places, embed_points
 from rgb2pc_lib.learning.point_models import PlaceStudent
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run
-from rgb2pc_lib.learning.train import Data
 
 ALIGNED, BOTH = "geometric", "moe + geometric"  # models: alone, and beside distillation
 FUSED, POINTS, COLOUR = "aligned places", "aligned points", "colour"

@@ -24,8 +24,9 @@ from rgb2pc_lib.data.sampling import Gatherer, lattice, ordered_plans
 from rgb2pc_lib.data.workspace import FAST, Workspace, natural_key, portable
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import agreement, knn_overlap, linear_cka, retrieval
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run
-from rgb2pc_lib.learning.train import Data, Progress, train
+from rgb2pc_lib.learning.train import Progress, train
 
 TEACHER, CONCATENATED, SHUFFLED = "teacher", "experts concatenated", "shuffled control"
 LOWER_IS_BETTER = ("median rank", "tcp cm", "object cm")

@@ -20,8 +20,8 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import interval
 from rgb2pc_lib.learning.metrics import mean_cosine, retrieval
 from rgb2pc_lib.learning.models import Student
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Run
-from rgb2pc_lib.learning.train import Data
 
 DEAD, SELDOM = 0.05, 0.01  # an expert is dead when its gate is above DEAD at less than the share SELDOM of places
 _BATCH = 32

@@ -20,8 +20,8 @@ from rgb2pc_lib.deploy.frames import resized
 from rgb2pc_lib.encoders.extract import Frames, list_frames
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import judge_features, judge_run, load_targets, pooled_features
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Run, write_atomic
-from rgb2pc_lib.learning.train import Data
 
 TEACHER, FUSED = "teacher", "fused student"
 COSTS = ("parameters, M", "CPU ms a frame", "memory, MB")

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from rgb2pc_lib.data.geometry import same_points
 from rgb2pc_lib.data.pairing import Samples
-from rgb2pc_lib.data.sampling import Batch, Plan, Planner
+from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan, Planner
 from rgb2pc_lib.data.step_points import PointReader
 from rgb2pc_lib.learning.losses import info_nce, load_balance
 from rgb2pc_lib.learning.objective import Distillation
+from rgb2pc_lib.learning.places import point_to_patch
 from rgb2pc_lib.learning.point_models import PlaceStudent
 from rgb2pc_lib.learning.runs import Config
 
@@ -154,9 +155,10 @@ class Alignment(Distillation):
 
     student: PlaceStudent
 
-    def __init__(self, config: Config, student: PlaceStudent, mean: Tensor, samples: Samples):
+    def __init__(self, config: Config, student: PlaceStudent, mean: Tensor, samples: Samples, reader: PointReader):
         super().__init__(config, student, mean, samples)
-        self.alone = config.route == "geometric"
+        self.reader, self.alone = reader, config.route == "geometric"
+        self.distils = not self.alone
         h, w = samples.pairing.finest_grid
         self.cell = torch.tensor([1 / w, 1 / h], device=self.device)
         self.pooled = 0 if self.alone else self.places  # positions that are distilled
@@ -195,6 +197,17 @@ class Alignment(Distillation):
             terms["consistency"] = consistency(outputs["places"][:, : points_drawn(config) // 2])
             loss = loss + config.loss_consistency * terms["consistency"]
         return loss, terms
+
+    def figures(self, gatherer: Gatherer, index: np.ndarray, most: int = 256) -> dict[str, float]:
+        """How well points find their places, over at most `most` of these samples."""
+        return point_to_patch(self.student, gatherer, self.reader, index, most=most)
+
+
+def begin(config: Config, student: PlaceStudent, mean: Tensor, samples: Samples, planner: Planner):
+    """The objective of a training that aligns places with points, and its plans."""
+    reader = PointReader(samples, config.workspace, config.point_target)
+    centre(student, reader, planner.index)
+    return Alignment(config, student, mean, samples, reader), PointPlanner(planner, reader, config)
 
 
 def _cut(batch: Batch, noise: Tensor | None, start: int, stop: int | None) -> tuple[Batch, Tensor | None]:

@@ -7,16 +7,19 @@ So an objective needs to know nothing of processes and micro-batches; another on
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rgb2pc_lib.data.pairing import Samples
-from rgb2pc_lib.data.sampling import Batch
+from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan
 from rgb2pc_lib.learning.losses import NearInTime, info_nce, load_balance, normalised_mse, relational
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.runs import Config, Settings
+
+Plans = Callable[[int], Plan]  # the plan of step n, whatever was asked before
 
 
 class Distillation:
@@ -26,6 +29,8 @@ class Distillation:
         mean: `[E]`, the teacher's mean over the training samples.
         samples: those that the batches' sample numbers count.
     """
+
+    distils = True  # its embeddings are in the teacher's space and can be compared with it
 
     def __init__(self, config: Config, student: Student, mean: Tensor, samples: Samples):
         self.config, self.student, self.mean, self.device = config, student.train(), mean, mean.device
@@ -62,6 +67,15 @@ class Distillation:
             terms["load balance"] = load_balance(outputs["gates"], outputs["present"])
             loss = loss + weight * terms["load balance"]
         return loss, terms
+
+    def figures(self, gatherer: Gatherer, index: np.ndarray, most: int = 0) -> dict[str, float]:
+        """Held-out figures of an objective's own, beside those of the embeddings; here there are none."""
+        return {}
+
+
+def begin(config: Config, student: Student, mean: Tensor, samples: Samples, planner: Plans):
+    """The objective of plain distillation and its plans, which are the planner's."""
+    return Distillation(config, student, mean, samples), planner
 
 
 def embedding_loss(

@@ -200,6 +200,11 @@ class Config(Settings):
         return self.route == "geometric" or self.loss_geometric > 0
 
     @property
+    def pooled_unit(self) -> str:
+        """What one sample pools: of a window that is aligned, one frame is used."""
+        return "step" if self.route == "geometric" else self.sample_unit
+
+    @property
     def folder(self) -> Path:
         return PROJECT / (self.save_dir or f"runs/{self.fusion}-seed{self.seed}")
 

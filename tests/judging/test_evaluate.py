@@ -22,8 +22,8 @@ from rgb2pc_lib.judging.evaluate import (
     train_line_up,
     verdict,
 )
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config
-from rgb2pc_lib.learning.train import Data
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
 SMALL = Config(steps=40, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=3e-3, eval_every=0)

@@ -13,7 +13,7 @@ from rgb2pc_lib.judging.evaluate import (
     mean_table,
     train_line_up,
 )
-from rgb2pc_lib.learning.train import Data
+from rgb2pc_lib.learning.prepare import Data
 
 pytestmark = pytest.mark.skipif(
     not (CACHE / "sample" / "teacher").is_dir(), reason="the sample's features are not extracted: make features"

@@ -15,8 +15,9 @@ from rgb2pc_lib.judging.evaluate import judge_run
 from rgb2pc_lib.learning.alignment import Alignment, Alike, PointPlanner, anchor_of, anchors, centre, consistency
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.places import elsewhere
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run, build_student
-from rgb2pc_lib.learning.train import Data, train
+from rgb2pc_lib.learning.train import train
 
 SMALL = Config(
     route="geometric", steps=80, batch_size=16, student_tokens=12, fuse_dim=32, moe_hidden=16, lr=3e-3, eval_every=0,
@@ -128,7 +129,7 @@ def test_micro_batches_change_nothing(workspace, changes):
         part = dataclasses.replace(made, micro_batch=micro)
         student = build_student(part, data.samples.pairing.channels, tiny.TEACHER_WIDTH)
         centre(student, reader, data.training)
-        learner = Learner(Alignment(part, student, mean, data.samples))
+        learner = Learner(Alignment(part, student, mean, data.samples, reader))
         learner.step(0, gatherer.run(learner.plans(plans(0))))
         after.append(student.state_dict())
     for a, b in zip(*(s.values() for s in after), strict=True):

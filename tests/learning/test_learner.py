@@ -10,8 +10,9 @@ from rgb2pc_lib.data.sampling import Gatherer, Planner
 from rgb2pc_lib.learning import losses, ranks
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.objective import Distillation
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run, build_student
-from rgb2pc_lib.learning.train import Data, train
+from rgb2pc_lib.learning.train import train
 
 PLAIN = Config(batch_size=32, student_tokens=9, fuse_dim=16, moe_hidden=16, grad_clip=0.0, device="cpu")
 EVERYTHING = {

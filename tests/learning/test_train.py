@@ -16,8 +16,9 @@ from rgb2pc_lib.data.sampling import lattice
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import retrieval
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run
-from rgb2pc_lib.learning.train import Data, train
+from rgb2pc_lib.learning.train import train
 
 SMALL = Config(
     steps=120, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=3e-3, eval_every=0, save_every=30,

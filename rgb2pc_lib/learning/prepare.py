@@ -1,0 +1,102 @@
+"""Before the loop: a config's data opened and split, and everything the loop drives made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgb2pc_lib.data.pairing import Samples, pair, select, split
+from rgb2pc_lib.data.sampling import Batch, Gatherer, Planner
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning import alignment, objective, ranks
+from rgb2pc_lib.learning.learner import Learner
+from rgb2pc_lib.learning.models import Student
+from rgb2pc_lib.learning.runs import Config, build_student
+
+_DROPPING = 0.7  # share of the steps in which experts are dropped; the rest trains them together, as they will be used
+
+
+@dataclass
+class Data:
+    """A config's data, opened and split."""
+
+    samples: Samples
+    training: np.ndarray  # sample numbers
+    held_out: np.ndarray
+
+    @classmethod
+    def open(cls, config: Config) -> Data:
+        """Pair, select and split. Raises InputError for anything that is wrong with the input."""
+        pairing = pair(config.workspace, list(config.tasks) or None)
+        samples = select(
+            pairing, config.strict_pairing, config.pairing_fallback, config.pooled_unit, config.window, config.seed
+        )
+        training, held_out = split(samples.keys(), config.split_by, config.held_out, config.split_seed)
+        return cls(samples, training, held_out)
+
+    def shuffled(self, seed: int) -> Samples:
+        """The control: teachers of the training samples are exchanged; held-out samples stay as they are."""
+        rows = self.samples.teacher_rows.copy()
+        rows[self.training] = self.samples.take(self.training).shuffled(seed).teacher_rows
+        return replace(self.samples, teacher_rows=rows)
+
+
+@dataclass
+class Prepared:
+    """What the loop drives, and what the end of a training is told from."""
+
+    config: Config
+    data: Data
+    planner: objective.Plans
+    gatherer: Gatherer
+    learner: Learner
+    mean: Tensor  # [E], the teacher's mean over the training samples
+
+    @property
+    def student(self) -> Student:
+        return self.learner.student
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """What this process reads from step `first` on, gathered in the background."""
+        steps = range(first, self.config.steps)
+        return self.gatherer.run(plan for n in steps for plan in self.learner.plans(self.planner(n)))
+
+
+def prepare(config: Config, device: torch.device) -> Prepared:
+    """Open and split the data, and build planner, gatherer, student and objective.
+
+    Raises InputError for anything that is wrong with the input.
+    """
+    data = Data.open(config)
+    samples = data.shuffled(config.seed) if config.shuffle_pairs else data.samples
+    planner = Planner(
+        samples, data.training, config.batch_size, config.student_tokens, config.seed, config.expert_drop,
+        _DROPPING * config.steps, config.strict_pairing,
+    )  # fmt: skip
+    gatherer = Gatherer(samples, config.frame_copy, config.teacher_points, device)
+    mean = torch.from_numpy(gatherer.teacher_embeddings(samples.teacher_rows[data.training]).mean(0)).float()
+    student = build_student(config, samples.pairing.channels, len(mean)).to(device)
+    route = alignment.begin if config.aligns else objective.begin
+    aim, planner = route(config, student, mean.to(device), samples, planner)
+    return Prepared(config, data, planner, gatherer, Learner(aim), mean)
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a setting; "auto" takes a GPU where there is one."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this torch sees no GPU; use --device cpu")
+    if device.type == "cuda" and ranks.world() > 1:
+        if device.index is not None:
+            raise InputError(f"--device {name}: of several processes each has its own GPU; write cuda or leave it out")
+        device = ranks.device()
+        if device.type != "cuda":
+            raise InputError("there are more processes than GPUs; lower --nproc_per_node or use --device cpu")
+    return device
