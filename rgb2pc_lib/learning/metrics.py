@@ -28,10 +28,13 @@ def some_rows(n: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def own_ranks(student: np.ndarray, teacher: np.ndarray, episode=None, time=None, tolerance: int = 0) -> np.ndarray:
+def own_ranks(
+    student: np.ndarray, teacher: np.ndarray, episode: np.ndarray | None = None, time: np.ndarray | None = None,
+    tolerance: int = 0,
+) -> np.ndarray:  # fmt: skip
     """`[n]` the place of each student's own teacher among all teachers by cosine, 1 = nearest.
 
-    A tie with a wrong teacher counts against the student. With `tolerance` t, the best of the teachers of the same
+    A tie with a wrong teacher counts against the student, and so does NaN. With `tolerance` t, the best of the teachers of the same
     episode at most t steps away counts as its own, and the others of them are passed over.
 
     >>> own_ranks(np.eye(3), np.eye(3)[[1, 0, 2]]).tolist()
@@ -41,13 +44,13 @@ def own_ranks(student: np.ndarray, teacher: np.ndarray, episode=None, time=None,
     rank = np.empty(len(ours), np.int64)
     for rows in some_rows(len(ours)):
         similarity = ours[rows] @ theirs.T  # [rows, n]
-        if tolerance:
-            episode, time = np.asarray(episode), np.asarray(time)
-            hit = (episode[rows, None] == episode) & (np.abs(time[rows, None] - time) <= tolerance)
-        else:
-            hit = np.arange(rows.start, rows.stop)[:, None] == np.arange(len(ours))
+        if not tolerance:
+            own = similarity[np.arange(len(similarity)), np.arange(rows.start, rows.stop), None]
+            rank[rows] = len(ours) - np.count_nonzero(similarity < own, axis=1)
+            continue
+        hit = (episode[rows, None] == episode) & (np.abs(time[rows, None] - time) <= tolerance)
         best = np.where(hit, similarity, -np.inf).max(1, keepdims=True)
-        rank[rows] = 1 + np.count_nonzero((similarity >= best) & ~hit, axis=1)
+        rank[rows] = 1 + np.count_nonzero(~hit & ~(similarity < best), axis=1)
     return rank
 
 

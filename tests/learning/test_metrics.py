@@ -43,6 +43,12 @@ def test_a_collapsed_student_does_not_win_by_ties():
     assert retrieval(np.ones((20, 4)), np.ones((20, 4)))["R@10"] == 0
 
 
+def test_embeddings_that_are_not_numbers_are_found_last():
+    x, lost = random(30), np.full((30, 6), np.nan)
+    assert retrieval(lost, x)["median rank"] == 30
+    assert retrieval(lost, x, np.zeros(30), np.arange(30), 1)["R@10"] == 0
+
+
 def test_tolerance_accepts_the_neighbour_in_time_only():
     teacher, student = np.eye(4), np.eye(4)[[1, 0, 3, 2]]  # everybody finds its neighbour
     episode, time = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
