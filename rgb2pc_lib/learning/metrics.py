@@ -34,8 +34,8 @@ def own_ranks(
 ) -> np.ndarray:  # fmt: skip
     """`[n]` the place of each student's own teacher among all teachers by cosine, 1 = nearest.
 
-    A tie with a wrong teacher counts against the student, and so does NaN. With `tolerance` t, the best of the teachers of the same
-    episode at most t steps away counts as its own, and the others of them are passed over.
+    A tie with a wrong teacher counts against the student, and so does NaN. With `tolerance` t, the best of the teachers
+    of the same episode at most t steps away counts as its own, and the others of them are passed over.
 
     >>> own_ranks(np.eye(3), np.eye(3)[[1, 0, 2]]).tolist()
     [3, 3, 1]
