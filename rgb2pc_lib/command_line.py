@@ -12,7 +12,7 @@ from rgb2pc_lib.errors import InputError
 
 
 def add_flag(parser: ArgumentParser, field: dataclasses.Field, kind: type, default) -> None:
-    """The flag of a setting (a field made by `runs.option`): its name, help, type and choices.
+    """The flag of a setting (a field made by `settings.option`): its name, help, type and choices.
 
     >>> add_flag(parser, dataclasses.fields(Config)[-1], int, 100)  # doctest: +SKIP
     """

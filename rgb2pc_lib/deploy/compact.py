@@ -12,7 +12,8 @@ from safetensors.torch import save as save_tensors
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import BACKBONES, Compact
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Run, Settings, option, write_atomic
+from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.learning.settings import Settings, option, shared
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,26 @@ class CompactConfig(Settings):
     photometric: float = option(1.0, "strength of changes of brightness, contrast, colour, blur and noise", least=0)
     shift: float = option(0.01, "largest shift of the image, as a fraction of its side", least=0, most=0.1)
     # losses
-    tau: float = option(0.05, "temperature of InfoNCE", least=1e-4)
-    learn_tau: bool = option(False, "learn the temperature, starting at tau")
-    loss_mse: float = option(10.0, "weight of the squared distance of normalised embeddings", least=0)
-    loss_relational: float = option(0.0, "weight of the match of similarity matrices", least=0)
-    exclude_near: int = option(0, "steps of one episode this near in time are not negatives, steps", least=0)
+    tau: float = shared("tau", 0.05)
+    learn_tau: bool = shared("learn_tau", False)
+    loss_mse: float = shared("loss_mse", 10.0)
+    loss_relational: float = shared("loss_relational", 0.0)
+    exclude_near: int = shared("exclude_near", 0)
     # training
-    steps: int = option(400, "training steps", least=1)
-    batch_size: int = option(64, "frames a batch", least=2)
-    lr: float = option(1e-3, "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", least=0)
-    weight_decay: float = option(0.05, "AdamW weight decay", least=0)
-    grad_clip: float = option(1.0, "largest gradient norm; 0: no clipping", least=0)
-    amp: bool = option(True, "bfloat16 autocast")
-    seed: int = option(0, "seed of weights, batches and augmentations", least=0)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    num_threads: int = option(0, "CPU threads of torch; 0: leave as it is", least=0)
+    steps: int = shared("steps", 400)
+    batch_size: int = shared("batch_size", 64)
+    lr: float = shared("lr", 1e-3)
+    weight_decay: float = shared("weight_decay", 0.05)
+    grad_clip: float = shared("grad_clip", 1.0)
+    amp: bool = shared("amp", True)
+    seed: int = shared("seed", 0)
+    device: str = shared("device", "auto")
+    num_threads: int = shared("num_threads", 0)
     # the run's folder
     save_dir: str = option("", "folder of the compact student; none: runs/compact-<backbone>-seed<seed>")
-    save_every: int = option(100, "steps between checkpoints", least=1)
-    log_every: int = option(10, "steps between lines of metrics.jsonl", least=1)
-    eval_every: int = option(100, "steps between checks on held-out frames; 0: at the end only", least=0)
+    save_every: int = shared("save_every", 100)
+    log_every: int = shared("log_every", 10)
+    eval_every: int = shared("eval_every", 100)
 
     @property
     def folder(self) -> Path:

@@ -16,13 +16,11 @@ import hashlib
 import json
 import os
 import pickle
-import shlex
 import tempfile
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -37,6 +35,7 @@ from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import FUSIONS, Student
 from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
+from rgb2pc_lib.learning.settings import Settings, option, shared
 
 ROUTES = ("distill", "geometric")
 ANCHORS = ("first", "middle", "last", "random")
@@ -45,68 +44,6 @@ try:
     import fcntl
 except ImportError:  # not on Windows: there only the threads of one process know of each other
     fcntl = None
-
-
-def option(default, text: str, choices: tuple = (), least=None, most=None):
-    """A field of settings: its help (with the unit) and what is allowed."""
-    info = {"help": text, "choices": choices, "least": least, "most": most}
-    if isinstance(default, (dict, tuple)):
-        return field(default_factory=lambda: default, metadata=info)
-    return field(default=default, metadata=info)
-
-
-_FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a training: checked when made, round trip through JSON, and back to a command line.
-
-    Raises InputError naming the setting when a value is out of range.
-    """
-
-    tool = "tools/train_rgb2pc_distill.py"
-
-    def __post_init__(self):
-        for f in dataclasses.fields(self):
-            value, info = getattr(self, f.name), f.metadata
-            if info["choices"] and value not in info["choices"]:
-                raise InputError(f"--{f.name}: expected one of {', '.join(info['choices'])}, found {value!r}")
-            if info["least"] is not None and not value >= info["least"]:
-                raise InputError(f"--{f.name}: expected at least {info['least']}, found {value}")
-            if info["most"] is not None and not value <= info["most"]:
-                raise InputError(f"--{f.name}: expected at most {info['most']}, found {value}")
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        raw = json.loads(text)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
-
-    def changes(self, other: Self) -> dict[str, tuple]:
-        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers."""
-        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return {k: (ours[k], theirs[k]) for k in ours if k not in _FREE and ours[k] != theirs[k]}
-
-    def command(self) -> str:
-        """The command line, for the project's folder, that repeats this run."""
-        words = ["python", self.tool]
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            default = f.default_factory() if f.default is dataclasses.MISSING else f.default
-            if value == default:
-                continue
-            if isinstance(value, bool):
-                words.append(f"--{f.name}" if value else f"--no_{f.name}")
-            elif isinstance(value, dict):
-                words += [f"--{f.name}", *(f"{k}={v}" for k, v in value.items())]
-            elif isinstance(value, tuple):
-                words += [f"--{f.name}", *value]
-            else:
-                words += [f"--{f.name}", str(value)]
-        return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -140,7 +77,7 @@ class Config(Settings):
     held_out: float = option(0.25, "share that is held out, of every task's episodes or of the tasks", least=0, most=1)
     split_seed: int = option(0, "seed of the split, kept apart so that runs of all seeds are judged alike", least=0)
     # sampling
-    batch_size: int = option(64, "samples a batch", least=2)
+    batch_size: int = shared("batch_size", 64)
     student_tokens: int = option(64, "positions per sample, shared by all experts; at the grid's size: all", least=1)
     teacher_points: int = option(0, "random points averaged per step as augmentation; 0: all, from a table", least=0)
     frame_copy: str = option("middle", "which of a frame's copies in overlapping windows", COPIES)
@@ -155,11 +92,11 @@ class Config(Settings):
     gate_noise: float = option(0.0, "noise on the gate's logits while training, standard deviation", least=0)
     load_balance: float = option(0.0, "weight of the term that spreads the gates over experts", least=0)
     # losses
-    tau: float = option(0.05, "temperature of InfoNCE", least=1e-4)
-    learn_tau: bool = option(False, "learn the temperature, starting at tau")
-    loss_mse: float = option(0.0, "weight of the squared distance of normalised embeddings", least=0)
-    loss_relational: float = option(0.0, "weight of the match of similarity matrices", least=0)
-    exclude_near: int = option(0, "steps of one episode this near in time are not negatives, steps", least=0)
+    tau: float = shared("tau", 0.05)
+    learn_tau: bool = shared("learn_tau", False)
+    loss_mse: float = shared("loss_mse", 0.0)
+    loss_relational: float = shared("loss_relational", 0.0)
+    exclude_near: int = shared("exclude_near", 0)
     # alignment with points (route geometric, or beside distillation)
     loss_geometric: float = option(0.0, "weight of point-to-patch InfoNCE beside distillation", least=0)
     loss_consistency: float = option(
@@ -168,22 +105,22 @@ class Config(Settings):
     point_target: str = option("teacher", "what is known of a point: the teacher's feature, or its xyz", KINDS)
     anchor: str = option("middle", "the frame of a window that is used (route geometric, windows)", ANCHORS)
     # training
-    steps: int = option(400, "training steps", least=1)
-    lr: float = option(3e-3, "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", least=0)
-    weight_decay: float = option(0.05, "AdamW weight decay", least=0)
-    grad_clip: float = option(1.0, "largest gradient norm; 0: no clipping", least=0)
-    amp: bool = option(False, "bfloat16 autocast")
-    seed: int = option(0, "seed of weights, batches and drops", least=0)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    steps: int = shared("steps", 400)
+    lr: float = shared("lr", 3e-3)
+    weight_decay: float = shared("weight_decay", 0.05)
+    grad_clip: float = shared("grad_clip", 1.0)
+    amp: bool = shared("amp", False)
+    seed: int = shared("seed", 0)
+    device: str = shared("device", "auto")
     micro_batch: int = option(
         0, "samples read and forwarded at once, to save memory; 0: all. The loss is that of the whole batch", least=0
     )
-    num_threads: int = option(0, "CPU threads of torch; 0: leave as it is", least=0)
+    num_threads: int = shared("num_threads", 0)
     # the run's folder
     save_dir: str = option("", "folder of the run; none: runs/<fusion>-seed<seed>")
-    save_every: int = option(200, "steps between checkpoints", least=1)
-    log_every: int = option(10, "steps between lines of metrics.jsonl", least=1)
-    eval_every: int = option(100, "steps between retrieval checks on held-out samples; 0: at the end only", least=0)
+    save_every: int = shared("save_every", 200)
+    log_every: int = shared("log_every", 10)
+    eval_every: int = shared("eval_every", 100)
 
     def __post_init__(self):
         super().__post_init__()

@@ -21,7 +21,8 @@ from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.finish import curve, finish
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.prepare import pick_device, prepare
-from rgb2pc_lib.learning.runs import Config, Run, Settings, claim, read_metrics, write_atomic
+from rgb2pc_lib.learning.runs import Config, Run, claim, read_metrics, write_atomic
+from rgb2pc_lib.learning.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""Settings: what a field of them says of itself, how they are checked, and the fields that every training has.
+
+A training's own settings are a frozen dataclass of its own (`runs.Config`, `compact.CompactConfig`), each field made by
+`option`, or by `shared` where another training has it too. Command lines, widgets and run folders are made from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from dataclasses import dataclass, field
+from typing import Self
+
+from rgb2pc_lib.errors import InputError
+
+
+def option(default, text: str, choices: tuple = (), least=None, most=None):
+    """A field of settings: its help (with the unit) and what is allowed."""
+    info = {"help": text, "choices": choices, "least": least, "most": most}
+    if isinstance(default, (dict, tuple)):
+        return field(default_factory=lambda: default, metadata=info)
+    return field(default=default, metadata=info)
+
+
+_SHARED = {  # of every training: help (with the unit), and the least value that makes sense
+    # losses
+    "tau": ("temperature of InfoNCE", 1e-4),
+    "learn_tau": ("learn the temperature, starting at tau", None),
+    "loss_mse": ("weight of the squared distance of normalised embeddings", 0),
+    "loss_relational": ("weight of the match of similarity matrices", 0),
+    "exclude_near": ("steps of one episode this near in time are not negatives, steps", 0),
+    # training
+    "steps": ("training steps", 1),
+    "batch_size": ("samples a batch", 2),
+    "lr": ("peak learning rate of AdamW (5 % warm-up, then cosine to zero)", 0),
+    "weight_decay": ("AdamW weight decay", 0),
+    "grad_clip": ("largest gradient norm; 0: no clipping", 0),
+    "amp": ("bfloat16 autocast", None),
+    "seed": ("seed of weights, batches and every other random draw", 0),
+    "device": ("auto, cpu, cuda or cuda:N", None),
+    "num_threads": ("CPU threads of torch; 0: leave as it is", 0),
+    # the run's folder
+    "save_every": ("steps between checkpoints", 1),
+    "log_every": ("steps between lines of metrics.jsonl", 1),
+    "eval_every": ("steps between checks on held-out samples; 0: at the end only", 0),
+}
+
+
+def shared(name: str, default):
+    """The field of a setting that every training has; trainings differ in its default only.
+
+    >>> shared("tau", 0.05).metadata["help"]
+    'temperature of InfoNCE'
+    """
+    text, least = _SHARED[name]
+    return option(default, text, least=least)
+
+
+_FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a training: checked when made, round trip through JSON, and back to a command line.
+
+    Raises InputError naming the setting when a value is out of range.
+    """
+
+    tool = "tools/train_rgb2pc_distill.py"
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value, info = getattr(self, f.name), f.metadata
+            if info["choices"] and value not in info["choices"]:
+                raise InputError(f"--{f.name}: expected one of {', '.join(info['choices'])}, found {value!r}")
+            if info["least"] is not None and not value >= info["least"]:
+                raise InputError(f"--{f.name}: expected at least {info['least']}, found {value}")
+            if info["most"] is not None and not value <= info["most"]:
+                raise InputError(f"--{f.name}: expected at most {info['most']}, found {value}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        raw = json.loads(text)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+
+    def changes(self, other: Self) -> dict[str, tuple]:
+        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers."""
+        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {k: (ours[k], theirs[k]) for k in ours if k not in _FREE and ours[k] != theirs[k]}
+
+    def command(self) -> str:
+        """The command line, for the project's folder, that repeats this run."""
+        words = ["python", self.tool]
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+            if value == default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{f.name}" if value else f"--no_{f.name}")
+            elif isinstance(value, dict):
+                words += [f"--{f.name}", *(f"{k}={v}" for k, v in value.items())]
+            elif isinstance(value, tuple):
+                words += [f"--{f.name}", *value]
+            else:
+                words += [f"--{f.name}", str(value)]
+        return shlex.join(words)
