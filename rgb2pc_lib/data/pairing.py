@@ -257,9 +257,7 @@ def split(
     return np.flatnonzero(~held_out & ~checked), np.flatnonzero(checked), np.flatnonzero(held_out)
 
 
-def _draw(
-    names: list[str], share: float, validation: float, rng: np.random.Generator
-) -> tuple[list[str], list[str]]:
+def _draw(names: list[str], share: float, validation: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """About `share` of the names, at least one and never all (none of a single one); and about `validation` of them.
 
     Of the rest at least one is for neither; three names or fewer have none for validation.

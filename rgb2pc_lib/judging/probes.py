@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from rgb2pc_lib.errors import InputError
 
 LOWER_IS_BETTER = ("median rank", "tcp cm", "object cm")
-PROBES = ("tcp", "left tcp", "right tcp", "object", "tcp-object", "distance", "progress", "opening")
+PROBES = ("tcp", "left tcp", "right tcp", "object", "tcp-object", "distance", "opening", "progress")
 LOOKS = {"fixed look": False, "random look": True}  # of an episode, where its state says so
 _ALPHAS = np.logspace(-2, 4, 7)
 _IN_CM = ("tcp", "object")

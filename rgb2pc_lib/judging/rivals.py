@@ -12,7 +12,7 @@ from rgb2pc_lib.learning.runs import Config, build_student
 
 CONCATENATED, PROPRIOCEPTION, UNTRAINED = "experts concatenated", "proprioception", "untrained student"
 BLOCKS = (1, 2, 4)  # blocks of the image along each side
-WIDEST = 800  # columns of what is called full width: wider features keep so many principal components
+WIDEST = 1024  # columns of what is called full width: wider features keep so many principal components
 KNOWN = {PROPRIOCEPTION: ("R2 tcp", "tcp cm", "R2 opening")}  # what a rival was told, and is no rival in
 
 

@@ -31,7 +31,7 @@ from rgb2pc_lib.learning.models import initialise
 class ForetellConfig:
     """One training. Every random draw follows from `seed`."""
 
-    steps: int = 4000  # optimiser steps
+    steps: int = 3000  # optimiser steps
     batch: int = 64  # clouds
     points: int = (
         256  # of a cloud, drawn anew each time it is seen; with the contrastive term two views of half as many
@@ -81,7 +81,7 @@ def foretell(encoder: PointEncoder, data: Recorded, config: ForetellConfig) -> I
     draw = torch.Generator().manual_seed(config.seed)
     later = _later(data.episode, (0,) if config.supervised else config.ahead)  # [S, A]
     places = torch.cat([data.tcp[later], data.object[:, None]][: 1 + config.supervised], 1)  # [S, A or 2, 3]
-    scale = data.tcp.std(0).mean(), data.opening.std()
+    scale = [spread.clamp(min=1e-6) for spread in (data.tcp.std(0).mean(), data.opening.std())]
     middle = data.tcp.mean(0), data.opening.mean()
     heads = _heads(encoder.config.embed_dim, 3 * places.shape[1] + later.shape[1], draw)
     weights = [*encoder.parameters(), *heads.parameters()]
