@@ -14,15 +14,19 @@ from typing import Self
 
 from rgb2pc_lib.errors import InputError
 
+_SAME = object()
 
-def option(default, text: str, choices: tuple = (), least=None, most=None):
-    """A field of settings: its help (with the unit) and what is allowed."""
+
+def option(default, text: str, choices: tuple = (), least=None, most=None, absent=_SAME):
+    """A field of settings: its help (with the unit), what is allowed, and what it was before there was a setting."""
     info = {"help": text, "choices": choices, "least": least, "most": most}
+    info["absent"] = default if absent is _SAME else absent
     if isinstance(default, (dict, tuple)):
         return field(default_factory=lambda: default, metadata=info)
     return field(default=default, metadata=info)
 
 
+PRECISIONS = ("auto", "on", "off")
 _SHARED = {  # of every training: help (with the unit), and the least value that makes sense
     # losses
     "tau": ("temperature of InfoNCE", 1e-4),
@@ -36,7 +40,7 @@ _SHARED = {  # of every training: help (with the unit), and the least value that
     "lr": ("peak learning rate of AdamW (5 % warm-up, then cosine to zero)", 0),
     "weight_decay": ("AdamW weight decay", 0),
     "grad_clip": ("largest gradient norm; 0: no clipping", 0),
-    "amp": ("bfloat16 autocast", None),
+    "amp": ("bfloat16 autocast; auto measures which is faster here", None),
     "seed": ("seed of weights, batches and every other random draw", 0),
     "device": ("auto, cpu, cuda or cuda:N", None),
     "num_threads": ("CPU threads of torch; 0: leave as it is", 0),
@@ -54,7 +58,7 @@ def shared(name: str, default):
     'temperature of InfoNCE'
     """
     text, least = _SHARED[name]
-    return option(default, text, least=least)
+    return option(default, text, PRECISIONS if name == "amp" else (), least)
 
 
 _FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
@@ -80,20 +84,36 @@ class Settings:
                 raise InputError(f"--{f.name}: expected at most {info['most']}, found {value}")
 
     def to_json(self) -> str:
+        """As a run's config.json."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        raw = json.loads(text)
+        """What `to_json` wrote; a setting that is not there has the value it had before it existed.
+
+        >>> Config.from_json('{"steps": 10}') == Config.from_json(Config(steps=10).to_json()) == Config(steps=10)
+        True
+        """
+        raw = {f.name: f.metadata["absent"] for f in dataclasses.fields(cls)} | json.loads(text)
+        if isinstance(raw["amp"], bool):  # of runs made before it could be measured
+            raw["amp"] = "on" if raw["amp"] else "off"
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
 
     def changes(self, other: Self) -> dict[str, tuple]:
-        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers."""
+        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers.
+
+        >>> Config(steps=10, device="cpu").changes(Config(device="cuda"))
+        {'steps': (10, 400)}
+        """
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return {k: (ours[k], theirs[k]) for k in ours if k not in _FREE and ours[k] != theirs[k]}
 
     def command(self) -> str:
-        """The command line, for the project's folder, that repeats this run."""
+        """The command line, for the project's folder, that repeats this run.
+
+        >>> Config(fusion="moe", amp=True, tasks=("push", "pull")).command()
+        'python tools/train_rgb2pc_distill.py --tasks push pull --fusion moe --amp'
+        """
         words = ["python", self.tool]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)

@@ -105,8 +105,13 @@ def test_state_file(tmp_path, episode):
         assert state["steps"].tolist() == ["step_0000", "step_0001", "step_0002"]
         assert state["time"][0] == 0 and state["progress"].tolist()[::2] == [0, 1]
         assert state["success"] and state["randomised"] and state["seed"] == 3
+        np.testing.assert_array_equal(state["actions"][state["time"]], state["action"])
+        whole = (state["time"][-1] + 1, 4)  # of every step that the expert took
     positions = {name: (3, 3) for name in ("tcp", "object", "K")} | {"goal": (3,), "world_to_camera": (4, 4)}
-    rows = {name: (3,) for name in ("steps", "time", "progress", "opening", "joint")} | {"action": (3, 4)}
+    rows = {name: (3,) for name in ("steps", "time", "progress", "opening", "joint")} | {
+        "action": (3, 4),
+        "actions": whole,
+    }
     scalars = dict.fromkeys(("success", "randomised", "seed", "frame"), ())
     labels = {"labels": (3, SMALL.points), "label_names": (len(LABELS),)}
     assert shapes == positions | rows | scalars | labels | {"qpos": (3, 10)}
@@ -192,7 +197,7 @@ def test_opengl_that_is_missing_is_one_clear_message(monkeypatch):
     [
         ({"episodes": 0}, "expected 1 episode or more"),
         ({"jpeg_quality": 100}, "quality of 1 to 95"),
-        ({"randomise": "some"}, "randomise: expected fixed, random or half, found 'some'"),
+        ({"randomise": "some"}, "randomise: expected fixed, half, mostly, random; found 'some'"),
         ({"task": "hamer"}, "task: expected one of assembly, .*; found 'hamer'"),
         ({"config": dataclasses.replace(SMALL, points=9999)}, "points: expected at most .* found 9999"),
     ],
