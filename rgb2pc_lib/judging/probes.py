@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -143,11 +143,20 @@ def _ridge(x, y, groups, columns, x_new) -> np.ndarray:
     """Ridge with one strength per target (a target may span several columns), by 4-fold group cross-validation."""
     errors = np.zeros((len(_ALPHAS), y.shape[1]))
     for a, b in GroupKFold(min(4, len(set(groups)))).split(x, groups=groups):
-        for i, alpha in enumerate(_ALPHAS):
-            errors[i] += ((Ridge(alpha).fit(x[a], y[a]).predict(x[b]).reshape(len(b), -1) - y[b]) ** 2).sum(0)
+        errors += ((_predicted(x[a], y[a], x[b]) - y[b]) ** 2).sum(1)
     total = np.stack([errors[:, columns == c].sum(1) for c in range(columns.max() + 1)], 1)  # [alphas, targets]
     best = total.argmin(0)[columns]
-    out = np.empty((len(x_new), y.shape[1]))
-    for i in np.unique(best):
-        out[:, best == i] = Ridge(_ALPHAS[i]).fit(x, y[:, best == i]).predict(x_new).reshape(len(x_new), -1)
-    return out
+    return _predicted(x, y, x_new)[best, :, np.arange(y.shape[1])].T
+
+
+def _predicted(x, y, x_new) -> np.ndarray:
+    """Ridge regression with an intercept at every strength `[alphas, n, columns]`, from one decomposition."""
+    middle, level = x.mean(0), y.mean(0)
+    x, y, x_new = x - middle, y - level, x_new - middle
+    if x.shape[1] <= len(x):
+        values, basis = np.linalg.eigh(x.T @ x)
+        left, right = x_new @ basis, basis.T @ (x.T @ y)
+    else:  # fewer samples than features: in the space of the samples
+        values, basis = np.linalg.eigh(x @ x.T)
+        left, right = x_new @ x.T @ basis, basis.T @ y
+    return np.stack([left @ (right / (values.clip(0) + alpha)[:, None]) for alpha in _ALPHAS]) + level
