@@ -53,7 +53,7 @@ def given(tmp_path_factory):
         for module in (targets, frames):  # what is derived from tiny frames does not pile up in the project
             patch.setattr(module, "CACHE", root / "cache")
         fused = Config(fusion="moe", steps=20, save_dir=str(root / "run"), **small).with_workspace(workspace)
-        config = dataclasses.replace(judged_config(workspace, steps=2), **small, amp=False)
+        config = dataclasses.replace(judged_config(workspace, steps=2), **small, amp="off")
         rows = line_up(config, 1, root / "line-up")
         for each in (fused, *(c for _, c in rows)):
             list(train(each))

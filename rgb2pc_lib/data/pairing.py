@@ -232,7 +232,7 @@ def split(
 
     >>> training, validation, held_out = split(select(pair(workspace)).keys(), validation=0.125)
     >>> len(training), len(validation), len(held_out)
-    (60, 12, 24)
+    (48, 24, 24)
     """
     rng = np.random.default_rng([seed, 5])
     out: set[tuple[str, str]] = set()

@@ -78,7 +78,7 @@ class CompactRun(Run):
 
     >>> compact = CompactRun.open(compact.folder)
     >>> compact.config.backbone, compact.summary["n_train"], compact.embeddings()["fused"].shape
-    ('resnet18', 72, (96, 16))
+    ('resnet18', 48, (72, 16))
     """
 
     @property

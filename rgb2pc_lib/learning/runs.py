@@ -186,7 +186,7 @@ class Run:
     What is read raises InputError naming the file when the run is unfinished or the file is not a run's.
 
     >>> run.finished, run.config.fusion, run.summary["n_train"], run.summary["n_held_out"]
-    (True, 'moe', 72, 24)
+    (True, 'moe', 48, 24)
     >>> sorted(run.summary["held-out"])
     ['CKA', 'R@1', 'R@10', 'R@5', 'cosine', 'kNN overlap', 'median rank']
     """
@@ -285,7 +285,7 @@ class Run:
 
         >>> e = run.embeddings()
         >>> e["student"].shape, e["teacher"].shape, e["gates"].shape, e["held_out"].sum()
-        ((84, 16), (84, 16), (84, 2), np.int64(24))
+        ((72, 16), (72, 16), (72, 2), np.int64(24))
         >>> np.allclose(e["gates"].sum(1), 1)
         True
         """

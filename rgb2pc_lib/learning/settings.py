@@ -27,27 +27,27 @@ def option(default, text: str, choices: tuple = (), least=None, most=None, absen
 
 
 PRECISIONS = ("auto", "on", "off")
-_SHARED = {  # of every training: help (with the unit), and the least value that makes sense
+_SHARED = {  # of every training: what `option` is told, but for the default
     # losses
-    "tau": ("temperature of InfoNCE", 1e-4),
-    "learn_tau": ("learn the temperature, starting at tau", None),
-    "loss_mse": ("weight of the squared distance of normalised embeddings", 0),
-    "loss_relational": ("weight of the match of similarity matrices", 0),
-    "exclude_near": ("steps of one episode this near in time are not negatives, steps", 0),
+    "tau": {"text": "temperature of InfoNCE", "least": 1e-4},
+    "learn_tau": {"text": "learn the temperature, starting at tau"},
+    "loss_mse": {"text": "weight of the squared distance of normalised embeddings", "least": 0},
+    "loss_relational": {"text": "weight of the match of similarity matrices", "least": 0},
+    "exclude_near": {"text": "steps of one episode this near in time are not negatives, steps", "least": 0},
     # training
-    "steps": ("training steps", 1),
-    "batch_size": ("samples a batch", 2),
-    "lr": ("peak learning rate of AdamW (5 % warm-up, then cosine to zero)", 0),
-    "weight_decay": ("AdamW weight decay", 0),
-    "grad_clip": ("largest gradient norm; 0: no clipping", 0),
-    "amp": ("bfloat16 autocast; auto measures which is faster here", None),
-    "seed": ("seed of weights, batches and every other random draw", 0),
-    "device": ("auto, cpu, cuda or cuda:N", None),
-    "num_threads": ("CPU threads of torch; 0: leave as it is", 0),
+    "steps": {"text": "training steps", "least": 1},
+    "batch_size": {"text": "samples a batch", "least": 2},
+    "lr": {"text": "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", "least": 0},
+    "weight_decay": {"text": "AdamW weight decay", "least": 0},
+    "grad_clip": {"text": "largest gradient norm; 0: no clipping", "least": 0},
+    "amp": {"text": "bfloat16 autocast; auto measures which is faster here", "choices": PRECISIONS},
+    "seed": {"text": "seed of weights, batches and every other random draw", "least": 0},
+    "device": {"text": "auto, cpu, cuda or cuda:N"},
+    "num_threads": {"text": "CPU threads of torch; 0: leave as it is", "least": 0},
     # the run's folder
-    "save_every": ("steps between checkpoints", 1),
-    "log_every": ("steps between lines of metrics.jsonl", 1),
-    "eval_every": ("steps between checks on held-out samples; 0: at the end only", 0),
+    "save_every": {"text": "steps between checkpoints", "least": 1},
+    "log_every": {"text": "steps between lines of metrics.jsonl", "least": 1},
+    "eval_every": {"text": "steps between checks on held-out samples; 0: at the end only", "least": 0},
 }
 
 
@@ -57,8 +57,7 @@ def shared(name: str, default):
     >>> shared("tau", 0.05).metadata["help"]
     'temperature of InfoNCE'
     """
-    text, least = _SHARED[name]
-    return option(default, text, PRECISIONS if name == "amp" else (), least)
+    return option(default, **_SHARED[name])
 
 
 _FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
@@ -91,7 +90,7 @@ class Settings:
     def from_json(cls, text: str) -> Self:
         """What `to_json` wrote; a setting that is not there has the value it had before it existed.
 
-        >>> Config.from_json('{"steps": 10}') == Config.from_json(Config(steps=10).to_json()) == Config(steps=10)
+        >>> Config.from_json(Config(steps=10).to_json()) == Config(steps=10)
         True
         """
         raw = {f.name: f.metadata["absent"] for f in dataclasses.fields(cls)} | json.loads(text)
@@ -111,8 +110,8 @@ class Settings:
     def command(self) -> str:
         """The command line, for the project's folder, that repeats this run.
 
-        >>> Config(fusion="moe", amp=True, tasks=("push", "pull")).command()
-        'python tools/train_rgb2pc_distill.py --tasks push pull --fusion moe --amp'
+        >>> Config(fusion="moe", amp="on", tasks=("push", "pull")).command()
+        'python tools/train_rgb2pc_distill.py --tasks push pull --fusion moe --amp on'
         """
         words = ["python", self.tool]
         for f in dataclasses.fields(self):
