@@ -248,13 +248,13 @@ def split(
             for chosen, some in zip((out, aside), _draw(names, share, validation, rng), strict=True):
                 chosen |= {(task, e) for e in some}
     episodes = list(zip(keys["task"], keys["episode"], strict=True))
-    held_out, checked = (np.array([k in some for k in episodes], bool) for some in (out, aside))
+    held_out, chosen_on = (np.array([k in some for k in episodes], bool) for some in (out, aside))
     if held_out.all() or not held_out.any():
         raise InputError(
             f"splitting by {by} with a held-out share of {share} leaves {(~held_out).sum()} training and "
             f"{held_out.sum()} held-out samples; at least two {by}s{' a task' if by == 'episode' else ''} are needed"
         )
-    return np.flatnonzero(~held_out & ~checked), np.flatnonzero(checked), np.flatnonzero(held_out)
+    return np.flatnonzero(~held_out & ~chosen_on), np.flatnonzero(chosen_on), np.flatnonzero(held_out)
 
 
 def _draw(names: list[str], share: float, validation: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:

@@ -33,9 +33,7 @@ class ForetellConfig:
 
     steps: int = 3000  # optimiser steps
     batch: int = 64  # clouds
-    points: int = (
-        256  # of a cloud, drawn anew each time it is seen; with the contrastive term two views of half as many
-    )
+    points: int = 256  # of a cloud, drawn anew each time it is seen; with contrast two views of half as many
     ahead: tuple[int, ...] = (0, 1, 2, 4, 8, 15)  # kept steps; beyond an episode's end the robot stays where it is
     foretelling: float = 1.0  # weight of the squared error of what is foretold, in standard deviations
     contrast: float = 0.0  # weight of InfoNCE between two views
