@@ -20,6 +20,8 @@ def add_flag(parser: ArgumentParser, field: dataclasses.Field[Any], kind: type, 
     name, text, choices = f"--{field.name}", field.metadata["help"], field.metadata["choices"]
     if kind is bool:
         parser.add_argument(name, action=ActionYesNo(no_prefix="no_"), default=default, help=text)
+    elif field.name == "amp":
+        parser.add_argument(name, nargs="?", const="on", choices=choices, default=default, help=f"{text}; bare: on")
     elif choices:
         parser.add_argument(name, choices=choices, default=default, help=text)
     else:

@@ -79,9 +79,12 @@ class Layout(NamedTuple):
 class FeaturePack:
     """One expert, one episode. Frames stand in W windows of T; `features[w, t]` is a grid `[H, W, C]`.
 
-    >>> pack = FeaturePack.open("features_dinov3/door-open/episode_0000.pt")  # doctest: +SKIP
-    >>> pack.tokens("step_0003", np.array([[0.5, 0.5]]))[0].shape  # doctest: +SKIP
-    torch.Size([1, 768])
+    Opening reads no token; what is asked for is read then. Which of a frame's copies is used is said by `copy`:
+    "middle" (nearest its window's middle), "last" (latest in its window) or "random".
+
+    >>> pack = FeaturePack.open(workspace.experts["dinov3"] / "push" / "ep_0.pt")
+    >>> pack.grid, pack.channels, pack.box, pack.steps[:2]  # H and W, C, fractions of the image, names
+    ((4, 4), 12, (0.0, 0.0, 1.0, 1.0), ['step_0000', 'step_0001'])
     """
 
     path: Path
@@ -97,6 +100,9 @@ class FeaturePack:
         """Open a pack. `raw_size` (height, width) of the RGB frame, in pixels, is needed only to place grids that crop.
 
         Raises InputError naming the file when it is unreadable, unsafe, or not a pack.
+
+        >>> FeaturePack.open(workspace.experts["vggt"] / "push" / "ep_0.pt", "vggt").shape  # W, T, H, W, C
+        (9, 4, 4, 4, 10)
         """
         path = Path(path)
         source, frame_paths, meta, dtype = (open_zarr if path.suffix == ".zarr" else _open_pt)(path)
@@ -112,22 +118,27 @@ class FeaturePack:
 
     @property
     def steps(self) -> list[str]:
+        """Names of the frames, in the order in which they were first met."""
         return list(self.copies)
 
     @property
     def grid(self) -> tuple[int, int]:
+        """(H, W), tokens of a frame."""
         return self.shape[2:4]
 
     @functools.cached_property
     def layout(self) -> Layout:
+        """Its grid and box, which say what lies under a position."""
         return Layout(self.grid, self.box)
 
     @property
     def channels(self) -> int:
+        """C, of a token."""
         return self.shape[4]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tokens, each copy of a frame counted."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @functools.cached_property
@@ -163,13 +174,25 @@ class FeaturePack:
         self.frames.read(self.number(place), cells, out)
 
     def tokens(self, step: str, positions: np.ndarray, copy: str = "middle") -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`."""
+        """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`.
+
+        Positions are (x, y) as fractions of the original image. A token that is not covered is an arbitrary one.
+        Raises KeyError for a step that the pack does not hold.
+
+        >>> tokens, covered = pack.tokens("step_0003", np.array([[0.5, 0.5], [0.1, 0.9]]))
+        >>> tokens.shape, tokens.dtype, covered
+        (torch.Size([2, 12]), torch.float16, tensor([True, True]))
+        """
         cells = self.cells(np.asarray(positions, float))
         rows = np.take(self._frame(self.where(step, copy)), cells, axis=0, mode="clip")
         return torch.from_numpy(rows).view(self.dtype), torch.from_numpy(cells >= 0)
 
     def frame(self, step: str, copy: str = "middle") -> torch.Tensor:
-        """All tokens of a step, `[H, W, C]`."""
+        """All tokens of a step, `[H, W, C]`. Raises KeyError for a step that the pack does not hold.
+
+        >>> pack.frame("step_0003").shape
+        torch.Size([4, 4, 12])
+        """
         return self.grid_at(self.where(step, copy))
 
     def grid_at(self, place: tuple[int, int]) -> torch.Tensor:

@@ -69,8 +69,16 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     the message as their reason, and `select` refuses to train.
 
     Without `teacher` nothing of it is looked for, which is all that embedding needs.
+    Raises InputError for a root that is missing, a task that is in none of them, and packs of one expert that differ.
 
-    >>> pair(Workspace.load("data/sample.toml")).reasons()  # doctest: +SKIP
+    >>> pairing = pair(workspace)
+    >>> pairing.table.iloc[0].to_dict()
+    {'task': 'pull', 'episode': 'ep_0', 'step': 'step_0000', 'time': 0, 'dinov3': 'ok', 'vggt': 'ok', 'teacher': 'ok'}
+    >>> pairing.reasons()
+             ok
+    dinov3   96
+    vggt     96
+    teacher  96
     """
     workspace.require(*["teacher"] * teacher, "experts")
     if reserved := sorted(set(workspace.experts) & set(RESERVED)):
@@ -179,6 +187,9 @@ def select(
         `fallback`.
 
     Raises InputError for an unreadable pack, for "error" with something missing, or when nothing is left.
+
+    >>> len(select(pair(workspace))), len(select(pair(workspace), unit="window", window=6))
+    (96, 24)
     """
     table, sources = pairing.table, [*pairing.experts, "teacher"]
     refuse_broken(pairing)
@@ -212,33 +223,49 @@ def refuse_broken(pairing: Pairing) -> None:
         raise InputError(broken.iloc[0])
 
 
-def split(keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out) sample numbers. Whole episodes (a share of every task's) or whole tasks are held out.
+def split(
+    keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0, validation: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(training, validation, held-out) sample numbers, of whole episodes (shares of every task's) or of whole tasks.
 
-    >>> train, held_out = split(samples.keys())  # doctest: +SKIP
+    What is held out does not depend on how much is for validation, which has nothing where too few are left.
+
+    >>> training, validation, held_out = split(select(pair(workspace)).keys(), validation=0.125)
+    >>> len(training), len(validation), len(held_out)
+    (48, 24, 24)
     """
     rng = np.random.default_rng([seed, 5])
     out: set[tuple[str, str]] = set()
+    aside: set[tuple[str, str]] = set()
     if by == "task":
         names = sorted(keys["task"].unique(), key=natural_key)
-        out = {(t, e) for t in _draw(names, share, rng) for e in keys.loc[keys["task"] == t, "episode"]}
+        tasks, checked = _draw(names, share, validation, rng)
+        of = {t: {(t, e) for e in group["episode"]} for t, group in keys.groupby("task")}
+        out, aside = ({e for t in some for e in of[t]} for some in (tasks, checked))
     else:
         for task, group in keys.groupby("task", sort=True):
             names = sorted(group["episode"].unique(), key=natural_key)
-            out |= {(task, e) for e in _draw(names, share, rng)}
-    held_out = np.array([k in out for k in zip(keys["task"], keys["episode"], strict=True)], bool)
+            for chosen, some in zip((out, aside), _draw(names, share, validation, rng), strict=True):
+                chosen |= {(task, e) for e in some}
+    episodes = list(zip(keys["task"], keys["episode"], strict=True))
+    held_out, checked = (np.array([k in some for k in episodes], bool) for some in (out, aside))
     if held_out.all() or not held_out.any():
         raise InputError(
             f"splitting by {by} with a held-out share of {share} leaves {(~held_out).sum()} training and "
             f"{held_out.sum()} held-out samples; at least two {by}s{' a task' if by == 'episode' else ''} are needed"
         )
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return np.flatnonzero(~held_out & ~checked), np.flatnonzero(checked), np.flatnonzero(held_out)
 
 
-def _draw(names: list[str], share: float, rng: np.random.Generator) -> list[str]:
-    """About `share` of the names, at least one and never all (none of a single one)."""
+def _draw(names: list[str], share: float, validation: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """About `share` of the names, at least one and never all (none of a single one); and about `validation` of them.
+
+    Of the rest at least one is for neither; three names or fewer have none for validation.
+    """
     count = min(max(round(share * len(names)), 1), len(names) - 1)
-    return [names[i] for i in rng.permutation(len(names))[:count]]
+    aside = min(max(round(validation * len(names)), 1), len(names) - count - 1) if validation and len(names) > 3 else 0
+    order = [names[i] for i in rng.permutation(len(names))]
+    return order[:count], order[count : count + aside]
 
 
 def _windows(episodes: list[np.ndarray], size: int) -> np.ndarray:

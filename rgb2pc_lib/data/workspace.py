@@ -47,6 +47,9 @@ class Workspace:
         """Read a TOML file; relative roots count from the file's own folder.
 
         Raises InputError for a missing or malformed file and for unknown keys.
+
+        >>> Workspace.load("data/sample.toml").rgb.as_posix()
+        'data/sample/rgb'
         """
         path = Path(path)
         try:
@@ -81,7 +84,13 @@ class Workspace:
         )
 
     def require(self, *kinds: str) -> Workspace:
-        """Itself, after checking that these roots ("teacher", "experts", "rgb", ...) are named and exist."""
+        """Itself, after checking that these roots ("teacher", "experts", "rgb", ...) are named and exist.
+
+        Raises InputError for the first one that is not.
+
+        >>> workspace.require("teacher", "experts") is workspace
+        True
+        """
         for kind in kinds:
             if kind == "experts":
                 if not self.experts:
@@ -98,7 +107,11 @@ class Workspace:
         return self
 
     def only(self, *experts: str) -> Workspace:
-        """The same workspace with a subset of its experts."""
+        """The same workspace with a subset of its experts. Raises InputError for one that it does not have.
+
+        >>> list(workspace.experts), list(workspace.only("vggt").experts)
+        (['dinov3', 'vggt'], ['vggt'])
+        """
         missing = [e for e in experts if e not in self.experts]
         if missing:
             raise InputError(

@@ -14,36 +14,40 @@ from typing import Self
 
 from rgb2pc_lib.errors import InputError
 
+_SAME = object()
 
-def option(default, text: str, choices: tuple = (), least=None, most=None):
-    """A field of settings: its help (with the unit) and what is allowed."""
+
+def option(default, text: str, choices: tuple = (), least=None, most=None, absent=_SAME):
+    """A field of settings: its help (with the unit), what is allowed, and what it was before there was a setting."""
     info = {"help": text, "choices": choices, "least": least, "most": most}
+    info["absent"] = default if absent is _SAME else absent
     if isinstance(default, (dict, tuple)):
         return field(default_factory=lambda: default, metadata=info)
     return field(default=default, metadata=info)
 
 
-_SHARED = {  # of every training: help (with the unit), and the least value that makes sense
+PRECISIONS = ("auto", "on", "off")
+_SHARED = {  # of every training: what `option` is told, but for the default
     # losses
-    "tau": ("temperature of InfoNCE", 1e-4),
-    "learn_tau": ("learn the temperature, starting at tau", None),
-    "loss_mse": ("weight of the squared distance of normalised embeddings", 0),
-    "loss_relational": ("weight of the match of similarity matrices", 0),
-    "exclude_near": ("steps of one episode this near in time are not negatives, steps", 0),
+    "tau": {"text": "temperature of InfoNCE", "least": 1e-4},
+    "learn_tau": {"text": "learn the temperature, starting at tau"},
+    "loss_mse": {"text": "weight of the squared distance of normalised embeddings", "least": 0},
+    "loss_relational": {"text": "weight of the match of similarity matrices", "least": 0},
+    "exclude_near": {"text": "steps of one episode this near in time are not negatives, steps", "least": 0},
     # training
-    "steps": ("training steps", 1),
-    "batch_size": ("samples a batch", 2),
-    "lr": ("peak learning rate of AdamW (5 % warm-up, then cosine to zero)", 0),
-    "weight_decay": ("AdamW weight decay", 0),
-    "grad_clip": ("largest gradient norm; 0: no clipping", 0),
-    "amp": ("bfloat16 autocast", None),
-    "seed": ("seed of weights, batches and every other random draw", 0),
-    "device": ("auto, cpu, cuda or cuda:N", None),
-    "num_threads": ("CPU threads of torch; 0: leave as it is", 0),
+    "steps": {"text": "training steps", "least": 1},
+    "batch_size": {"text": "samples a batch", "least": 2},
+    "lr": {"text": "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", "least": 0},
+    "weight_decay": {"text": "AdamW weight decay", "least": 0},
+    "grad_clip": {"text": "largest gradient norm; 0: no clipping", "least": 0},
+    "amp": {"text": "bfloat16 autocast; auto measures which is faster here", "choices": PRECISIONS},
+    "seed": {"text": "seed of weights, batches and every other random draw", "least": 0},
+    "device": {"text": "auto, cpu, cuda or cuda:N"},
+    "num_threads": {"text": "CPU threads of torch; 0: leave as it is", "least": 0},
     # the run's folder
-    "save_every": ("steps between checkpoints", 1),
-    "log_every": ("steps between lines of metrics.jsonl", 1),
-    "eval_every": ("steps between checks on held-out samples; 0: at the end only", 0),
+    "save_every": {"text": "steps between checkpoints", "least": 1},
+    "log_every": {"text": "steps between lines of metrics.jsonl", "least": 1},
+    "eval_every": {"text": "steps between checks on held-out samples; 0: at the end only", "least": 0},
 }
 
 
@@ -53,8 +57,7 @@ def shared(name: str, default):
     >>> shared("tau", 0.05).metadata["help"]
     'temperature of InfoNCE'
     """
-    text, least = _SHARED[name]
-    return option(default, text, least=least)
+    return option(default, **_SHARED[name])
 
 
 _FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
@@ -80,20 +83,36 @@ class Settings:
                 raise InputError(f"--{f.name}: expected at most {info['most']}, found {value}")
 
     def to_json(self) -> str:
+        """As a run's config.json."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        raw = json.loads(text)
+        """What `to_json` wrote; a setting that is not there has the value it had before it existed.
+
+        >>> Config.from_json(Config(steps=10).to_json()) == Config(steps=10)
+        True
+        """
+        raw = {f.name: f.metadata["absent"] for f in dataclasses.fields(cls)} | json.loads(text)
+        if isinstance(raw["amp"], bool):  # of runs made before it could be measured
+            raw["amp"] = "on" if raw["amp"] else "off"
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
 
     def changes(self, other: Self) -> dict[str, tuple]:
-        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers."""
+        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers.
+
+        >>> Config(steps=10, device="cpu").changes(Config(device="cuda"))
+        {'steps': (10, 400)}
+        """
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return {k: (ours[k], theirs[k]) for k in ours if k not in _FREE and ours[k] != theirs[k]}
 
     def command(self) -> str:
-        """The command line, for the project's folder, that repeats this run."""
+        """The command line, for the project's folder, that repeats this run.
+
+        >>> Config(fusion="moe", amp="on", tasks=("push", "pull")).command()
+        'python tools/train_rgb2pc_distill.py --tasks push pull --fusion moe --amp on'
+        """
         words = ["python", self.tool]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
