@@ -239,9 +239,9 @@ def split(
     aside: set[tuple[str, str]] = set()
     if by == "task":
         names = sorted(keys["task"].unique(), key=natural_key)
-        tasks, checked = _draw(names, share, validation, rng)
+        drawn = _draw(names, share, validation, rng)
         of = {t: {(t, e) for e in group["episode"]} for t, group in keys.groupby("task")}
-        out, aside = ({e for t in some for e in of[t]} for some in (tasks, checked))
+        out, aside = ({e for t in some for e in of[t]} for some in drawn)
     else:
         for task, group in keys.groupby("task", sort=True):
             names = sorted(group["episode"].unique(), key=natural_key)

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -163,7 +164,7 @@ def task_name(name: str) -> str:
 class Scene:
     """One task with our camera in it; ``record`` rolls out its expert."""
 
-    renderer = None
+    renderer: Any = None  # mujoco's
 
     def __init__(self, task: str, config: RecordConfig = STANDARD):
         self.task = task_name(task)
@@ -236,7 +237,8 @@ class Scene:
         expert = EXPERTS[f"{self.task}-v3"]()
         self.env.seed(seed)
         observation, _ = self.env.reset()
-        snapshots, stop = [], self.config.max_length
+        snapshots: list[dict[str, np.ndarray]] = []
+        stop = self.config.max_length
         success = False
         while len(snapshots) < stop:
             action = np.clip(expert.get_action(observation), -1, 1).astype(np.float32)
@@ -293,6 +295,7 @@ class Scene:
         self.renderer.enable_segmentation_rendering()
         shown = pixel_labels(self._draw(), self._geom_labels)
         self.renderer.disable_segmentation_rendering()
+        assert cloud.uv is not None  # all points here were pixels
         u, v = cloud.uv.astype(int).T
         return shown[v, u]
 
@@ -469,8 +472,9 @@ def write_episode(root: str | Path, task: str, name: str, episode: Episode, jpeg
         os.replace(rgb / f"{step}.jpg.tmp", rgb / f"{step}.jpg")
         write_ply(clouds / f"{step}.ply", cloud)
     half_written = state.with_suffix(".tmp")
+    arrays: dict[str, Any] = episode.state
     with half_written.open("wb") as file:
-        np.savez_compressed(file, **episode.state)
+        np.savez_compressed(file, **arrays)
     os.replace(half_written, state)
 
 

@@ -115,10 +115,11 @@ def foretell(encoder: PointEncoder, data: Recorded, config: ForetellConfig) -> I
 def _heads(width: int, told: int, draw: torch.Generator) -> nn.ModuleDict:
     """What only the training uses (Chen et al. 2020, SimCLR)."""
 
-    def head(out):
+    def head(out: int) -> nn.Sequential:
         with torch.device("meta"):
             made = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out))
-        return initialise(made.to_empty(device="cpu"), draw) or made
+        initialise(made.to_empty(device="cpu"), draw)
+        return made
 
     return nn.ModuleDict({"robot": head(told), "contrast": head(width // 2)})
 
