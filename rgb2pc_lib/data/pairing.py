@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from torch import nn
 
 from rgb2pc_lib.data.pack_index import PackIndex
 from rgb2pc_lib.data.packs import FeaturePack, list_packs
@@ -71,8 +72,8 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     >>> pair(Workspace.load("data/sample.toml")).reasons()  # doctest: +SKIP
     """
     workspace.require(*["teacher"] * teacher, "experts")
-    if reserved := sorted(set(workspace.experts) & set(RESERVED)):
-        raise InputError(f"an expert cannot be called {', '.join(reserved)}; rename it in the workspace")
+    if bad := [n for n in workspace.experts if n in RESERVED or "." in n or not n or hasattr(nn.ModuleDict, n)]:
+        raise InputError(f"an expert cannot be called {', '.join(bad) or 'nothing'}; rename it, without dots")
     files = list_teacher(workspace.teacher, workspace.teacher_tag) if teacher else {}
     packs: dict[str, dict] = {name: {} for name in workspace.experts}
     broken: dict[tuple[str, tuple[str, str]], str] = {}

@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rgb2pc_lib.data.sampling import Gatherer, lattice, ordered_plans
+from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
 from rgb2pc_lib.data.workspace import FAST, Workspace, natural_key, portable
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import agreement, knn_overlap, linear_cka, retrieval
@@ -47,35 +48,27 @@ def load_targets(root: Path, keys: pd.DataFrame) -> dict[str, np.ndarray]:
     """
     parts: list[tuple[np.ndarray, dict]] = []
     for (task, episode), group in keys.groupby(["task", "episode"], sort=False):
-        path = root / task / f"{episode}.npz"
-        try:
-            with np.load(path, allow_pickle=False) as z:
-                state = dict(z)
-            row_of = {s: i for i, s in enumerate(state["steps"].tolist())}
-            rows = np.array([row_of[s] for s in group["step"]])
-            values = _positions(state, rows)
-            if {"tcp", "object"} <= values.keys():
-                values["tcp-object"] = values["object"] - values["tcp"]
-                values["distance"] = np.linalg.norm(values["tcp-object"], axis=1, keepdims=True)
-            values |= {k: state[k][rows, None] for k in ("opening", "progress") if k in state}
-        except (OSError, KeyError, ValueError) as e:
-            raise InputError(f"{path}: expected the state of {len(group)} steps, found: {e!r}") from None
+        path = state_file(root, task, episode)
+        state = read_state(path)
+        rows = rows_of(state, group["step"].tolist(), path)
+        values = _positions(state, rows, path)
+        if {"tcp", "object"} <= values.keys():
+            values["tcp-object"] = values["object"] - values["tcp"]
+            values["distance"] = np.linalg.norm(values["tcp-object"], axis=1, keepdims=True)
+        values |= {k: state[k][rows, None] for k in ("opening", "progress") if k in state}
         parts.append((group.index.to_numpy(), values))
     order = np.argsort(np.concatenate([index for index, _ in parts]))
     common = [k for k in PROBES if all(k in values for _, values in parts)]
     return {k: np.concatenate([values[k] for _, values in parts])[order] for k in common}
 
 
-def _positions(state, rows):  # in the frame of the clouds; those in a camera whose pose is unknown cannot be told
-    pose = np.eye(4)
-    if str(state["frame"]) == "camera":
-        if "world_to_camera" not in state:
-            return {}
-        pose = state["world_to_camera"]
-        pose = pose[rows] if pose.ndim == 3 else pose  # of a camera that moves there is one a step
+def _positions(state, rows, path):  # in the frame of the clouds; those in a camera whose pose is unknown cannot be told
+    pose = poses(state, rows, path)
+    if pose is None:
+        return {}
     names = {"tcp": "tcp", "left_tcp": "left tcp", "right_tcp": "right tcp", "object": "object"}
-    turned = {k: (pose[..., :3, :3] @ state[k][rows][..., None])[..., 0] for k in names if k in state}
-    return {names[k]: x + pose[..., :3, 3] for k, x in turned.items()}
+    turned = {k: (pose[:, :3, :3] @ state[k][rows][..., None])[..., 0] for k in names if k in state}
+    return {names[k]: x + pose[:, :3, 3] for k, x in turned.items()}
 
 
 def probe(features: np.ndarray, targets: dict, keys: pd.DataFrame, held_out: np.ndarray) -> dict[str, float]:

@@ -51,7 +51,8 @@ class Student(nn.Module):
         moe_hidden: width of the gate network.
         top_k: with "moe", how many experts a place may use (0: all).
         gate_noise: with "moe", standard deviation of noise on the gate logits while training.
-        seed: every initial weight comes from this generator, never from the global one.
+        seed: every initial weight comes from this generator, never from the global one. None: there are no weights and
+            no memory for them until a state dict is assigned.
 
     >>> student = Student({"a": 8, "b": 4}, embed_dim=16, fusion="moe", width=32)
     >>> tokens = {"a": torch.zeros(2, 5, 8), "b": torch.zeros(2, 5, 4)}
@@ -62,7 +63,7 @@ class Student(nn.Module):
 
     def __init__(
         self, channels: dict[str, int], embed_dim: int, fusion: str = "weighted", width: int = 256,
-        moe_hidden: int = 128, top_k: int = 0, gate_noise: float = 0.0, seed: int = 0,
+        moe_hidden: int = 128, top_k: int = 0, gate_noise: float = 0.0, seed: int | None = 0,
     ):  # fmt: skip
         super().__init__()
         if fusion not in FUSIONS:
@@ -79,10 +80,12 @@ class Student(nn.Module):
             self.projector = nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, embed_dim)
             )
-        self.to_empty(device="cpu")
+        if seed is not None:
+            self.to_empty(device="cpu")
         if fusion == "uniform":
             self.register_buffer("logits", torch.zeros(len(channels)), persistent=False)
-        initialise(self, torch.Generator().manual_seed(seed))
+        if seed is not None:
+            initialise(self, torch.Generator().manual_seed(seed))
 
     def forward(
         self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, noise: Tensor | None = None

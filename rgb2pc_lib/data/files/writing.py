@@ -1,0 +1,57 @@
+"""Files that are whole or not there, and folders with one writer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+from rgb2pc_lib.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there only the threads of one process know of each other
+    fcntl = None
+
+_lock, _claimed = threading.Lock(), set()
+
+
+@contextmanager
+def claim(folder: Path):
+    """A run's folder has one writer at a time, over all threads and processes of this machine.
+
+    Raises InputError while another one writes.
+    """
+    taken = f"{folder}: is being trained by another panel, notebook or tool; wait for that one or stop it"
+    with _lock:
+        if folder in _claimed:
+            raise InputError(taken)
+        _claimed.add(folder)
+    try:
+        name = f"rgb2pc-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
+        with open(Path(tempfile.gettempdir()) / name, "w") as file:
+            try:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
+            except BlockingIOError:
+                raise InputError(taken) from None
+            yield
+    finally:
+        with _lock:
+            _claimed.discard(folder)
+
+
+def write_atomic(path: Path, write) -> None:
+    """`write(temporary path)`, flushed to disk, then renamed: the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
+    try:
+        write(partial)
+        with open(partial, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
