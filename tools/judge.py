@@ -1,6 +1,6 @@
 """Train and judge: both fusions, each expert alone and the shuffled control, over several seeds, on held-out episodes.
 
-Prints the table and the share of the gap between best expert and teacher that the students close; writes both as CSV
+Prints the table and the share of the gap between best rival and teacher that the students close; writes both as CSV
 into --out and a figure into figures/. Finished runs in --out are kept, unfinished ones resumed.
 
     python tools/judge.py --seeds 3 --out runs/judge
@@ -13,9 +13,9 @@ import os
 import sys
 from pathlib import Path
 
-from rgb2pc_lib.data.workspace import RUNS, SAMPLE, Workspace
-from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import gap_closed, judge, judged_config, line_up, mean_table
+from rgb2pc_lib import InputError, Workspace, gap_closed, judge, judged_config, line_up
+from rgb2pc_lib.data.workspace import RUNS, SAMPLE
+from rgb2pc_lib.judging.verdicts import mean_table
 from rgb2pc_lib.views.notebook import train_missing
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
@@ -32,19 +32,23 @@ def main(argv: list[str] | None = None) -> int:
         config = judged_config(Workspace.load(a.workspace), a.steps)
         rows = line_up(config, a.seeds, a.out)
         train_missing(rows)
-        long = judge(config, rows)
+        judged = judge(config, rows)
     except InputError as e:
         print(f"judge: {e}", file=sys.stderr)
         return 2
-    closed = gap_closed(long)
-    long.to_csv(a.out / "judgement.csv", index=False)
+    closed = gap_closed(judged.long, episodes=judged.episodes)
+    judged.long.to_csv(a.out / "judgement.csv", index=False)
+    judged.episodes.to_csv(a.out / "episodes.csv", index=False)
     closed.to_csv(a.out / "gap_closed.csv", index=False)
     print(f"\nHeld-out episodes, mean over {a.seeds} seeds (R2 within task; cm: median error):\n")
-    print(mean_table(long).T.to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))
-    print("\nGap closed = (student - best expert) / (teacher - best expert), with a 95 % interval over seeds:\n")
+    table = mean_table(judged.long)
+    shown = [m for m in table.index if not m.endswith(" PCs") or m in set(closed["best rival"])]  # all are in the CSV
+    print(table.loc[shown].T.to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))
+    print("\nGap closed = (student - best rival of equal width) / (teacher - best rival), with a 95 % interval,")
+    print("of R2 over seeds and episodes, else over seeds:\n")
     print(closed.to_string(index=False, float_format=lambda v: f"{v:.2f}", na_rep="-"))
     out = os.path.relpath(a.out)
-    figure = save_figure(judgement_figure(long), a.figure, out=out, seeds=a.seeds, steps=config.steps)
+    figure = save_figure(judgement_figure(judged.long), a.figure, out=out, seeds=a.seeds, steps=config.steps)
     print(f"\nfigure: {os.path.relpath(figure)}   table: {out}/judgement.csv")
     return 0
 

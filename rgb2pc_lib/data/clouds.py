@@ -113,16 +113,19 @@ def project(xyz: np.ndarray, K: np.ndarray) -> np.ndarray:
     >>> project(np.array([0.1, 0.0, 2.0]), np.array([[100.0, 0, 64], [0, 100, 64], [0, 0, 1]]))
     array([69., 64.])
     """
-    return (xyz @ K.T)[..., :2] / xyz[..., 2:]
+    places: np.ndarray = (xyz @ K.T)[..., :2] / xyz[..., 2:]
+    return places
 
 
 def back_project(depth: np.ndarray, K: np.ndarray) -> np.ndarray:
     """Depth image [H, W] (m along the optical axis) to camera-frame points [H, W, 3] through each pixel's centre."""
     v, u = np.indices(depth.shape) + 0.5
     rays = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones_like(u)], axis=-1)
-    return rays * depth[..., None]
+    points: np.ndarray = rays * depth[..., None]
+    return points
 
 
 def transform(xyz: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Points [..., 3] moved by a rigid 4x4 transform, for example ``world_to_camera``."""
-    return xyz @ pose[:3, :3].T + pose[:3, 3]
+    moved: np.ndarray = xyz @ pose[:3, :3].T + pose[:3, 3]
+    return moved

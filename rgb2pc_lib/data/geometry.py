@@ -14,10 +14,12 @@ and patches divide that box evenly: so a `Placement` is an image size, a grid an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -27,18 +29,18 @@ from rgb2pc_lib.data.packs import FeaturePack, grid_cells, grid_coordinates, tok
 LOOKUPS = ("nearest", "bilinear")
 
 
-def uv_to_fractions(uv: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def uv_to_fractions(uv: np.ndarray, size: tuple[int, int]) -> NDArray[np.float64]:
     """Pixel indices `[..., 2]` of an image of `size` (height, width) -> fractions of it, those of the pixels' centres.
 
     >>> uv_to_fractions(np.array([0.0, 239.0]), (240, 320)) * [320, 240]
     array([  0.5, 239.5])
     """
-    return (np.asarray(uv, float) + 0.5) / np.array(size[::-1])
+    return (np.asarray(uv, np.float64) + 0.5) / np.array(size[::-1], np.float64)
 
 
-def fractions_to_uv(fractions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def fractions_to_uv(fractions: np.ndarray, size: tuple[int, int]) -> NDArray[np.float64]:
     """The way back: a fraction of 0 is the left edge of pixel 0, half a pixel before its centre: -0.5."""
-    return np.asarray(fractions, float) * np.array(size[::-1]) - 0.5
+    return np.asarray(fractions, np.float64) * np.array(size[::-1], np.float64) - 0.5
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,12 @@ class Placement:
     @classmethod
     def of(cls, pack: FeaturePack, size: tuple[int, int]) -> Placement:
         """That of an opened pack over images of `size` (height, width)."""
-        return cls(tuple(size), pack.grid, pack.box)
+        return cls((size[0], size[1]), pack.grid, pack.box)
 
     @classmethod
-    def by_rule(cls, expert: str, size: tuple[int, int], grid: tuple[int, int], **meta) -> Placement:
+    def by_rule(cls, expert: str, size: tuple[int, int], grid: tuple[int, int], **meta: Any) -> Placement:
         """By an expert's name alone, and what its packs' `meta` would say (for instance `process_res_method`)."""
-        return cls(tuple(size), tuple(grid), token_box(meta, grid, expert, size))
+        return cls((size[0], size[1]), (grid[0], grid[1]), token_box(meta, grid, expert, size))
 
     def to_token(self, uv: np.ndarray) -> np.ndarray:
         """Pixel indices `[..., 2]` -> token coordinates `[..., 2]`; outside the box they leave [0, W) x [0, H)."""
@@ -152,7 +154,7 @@ class Camera:
     def resized(self, size: tuple[int, int]) -> Camera:
         """The same view after its image was resized as a whole to (height, width)."""
         scale = np.array([size[1] / self.size[1], size[0] / self.size[0], 1.0])
-        return Camera(self.K * scale[:, None], self.world_to_camera, tuple(size))
+        return Camera(self.K * scale[:, None], self.world_to_camera, (size[0], size[1]))
 
 
 def visible(

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ class PackIndex:
         self.root = os.path.abspath(root)
         self.file = (cache or CACHE) / "pack_index" / f"{hashlib.sha256(self.root.encode()).hexdigest()[:16]}.json"
         self.copies: list[dict[str, list[tuple[int, int]]]] = []  # packs whose frames have the same names share one
-        self.packs: dict[str, list] = {}  # path below the root -> Stored's values, number in copies, meta
+        self.packs: dict[str, list[Any]] = {}  # path below the root -> Stored's values, number in copies, meta
         self.changed = False
         self._load()
         self._numbers = {json.dumps(c): n for n, c in enumerate(self.copies)}
@@ -53,7 +54,7 @@ class PackIndex:
                 return FeaturePack(path, stored, shape, stored.dtype, self.copies[number], box, meta)
         pack = FeaturePack.open(path, expert, raw_size)
         if isinstance(pack.source, Stored):
-            self._remember(name, pack)
+            self._remember(name, pack, pack.source)
         return pack
 
     def save(self) -> None:
@@ -91,8 +92,7 @@ class PackIndex:
         """What stands before the text, so that damage is seen."""
         return f"{_VERSION} {hashlib.sha256(self.root.encode() + text).hexdigest()}".encode()
 
-    def _remember(self, name: str, pack: FeaturePack) -> None:
-        stored = pack.source
+    def _remember(self, name: str, pack: FeaturePack, stored: Stored) -> None:
         try:
             plain = json.loads(json.dumps(pack.meta)) == pack.meta
         except (TypeError, ValueError):

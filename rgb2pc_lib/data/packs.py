@@ -13,7 +13,7 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,14 +23,18 @@ from rgb2pc_lib.data.files.guarded import first_line, read_json_beside
 from rgb2pc_lib.data.mapped import Frames, Stored, bits, find
 from rgb2pc_lib.errors import InputError
 
+if TYPE_CHECKING:  # zarr is imported where a zarr pack is opened
+    import zarr
+
 KEY = "per_frame_features"
 COPIES = ("middle", "last", "random")  # which of the up to T copies of a frame is used
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 2020 begin
 
 # Numpy arrays and numbers inside a torch file are data, not code: the names their pickles need, old and new.
+_numpy = np._core.multiarray  # type: ignore[attr-defined]  # private, so numpy's types leave it out
 torch.serialization.add_safe_globals(
-    [(np._core.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    + [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    [(_numpy._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    + [(_numpy.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     + [bytes, np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?efdU" + np.typecodes["AllInteger"]}]
 )
 
@@ -75,24 +79,30 @@ class Layout(NamedTuple):
 class FeaturePack:
     """One expert, one episode. Frames stand in W windows of T; `features[w, t]` is a grid `[H, W, C]`.
 
-    >>> pack = FeaturePack.open("features_dinov3/door-open/episode_0000.pt")  # doctest: +SKIP
-    >>> pack.tokens("step_0003", np.array([[0.5, 0.5]]))[0].shape  # doctest: +SKIP
-    torch.Size([1, 768])
+    Opening reads no token; what is asked for is read then. Which of a frame's copies is used is said by `copy`:
+    "middle" (nearest its window's middle), "last" (latest in its window) or "random".
+
+    >>> pack = FeaturePack.open(workspace.experts["dinov3"] / "push" / "ep_0.pt")
+    >>> pack.grid, pack.channels, pack.box, pack.steps[:2]  # H and W, C, fractions of the image, names
+    ((4, 4), 12, (0.0, 0.0, 1.0, 1.0), ['step_0000', 'step_0001'])
     """
 
     path: Path
-    source: Stored | np.ndarray | object  # where its bytes lie; or the features themselves, a map or zarr
+    source: Stored | np.ndarray | zarr.Array[Any]  # where its bytes lie; or the features themselves, a map or zarr
     shape: tuple[int, int, int, int, int]  # W, T, H, W, C
     dtype: torch.dtype
     copies: dict[str, list[tuple[int, int]]]  # step -> where it stands: (window, frame)
     box: tuple[float, float, float, float]  # x0, y0, x1, y1: part of the image the grid covers, as fractions
-    meta: dict
+    meta: dict[str, Any]
 
     @classmethod
     def open(cls, path: str | Path, expert: str = "", raw_size: tuple[int, int] | None = None) -> FeaturePack:
         """Open a pack. `raw_size` (height, width) of the RGB frame, in pixels, is needed only to place grids that crop.
 
         Raises InputError naming the file when it is unreadable, unsafe, or not a pack.
+
+        >>> FeaturePack.open(workspace.experts["vggt"] / "push" / "ep_0.pt", "vggt").shape  # W, T, H, W, C
+        (9, 4, 4, 4, 10)
         """
         path = Path(path)
         source, frame_paths, meta, dtype = (open_zarr if path.suffix == ".zarr" else _open_pt)(path)
@@ -108,26 +118,31 @@ class FeaturePack:
 
     @property
     def steps(self) -> list[str]:
+        """Names of the frames, in the order in which they were first met."""
         return list(self.copies)
 
     @property
     def grid(self) -> tuple[int, int]:
+        """(H, W), tokens of a frame."""
         return self.shape[2:4]
 
     @functools.cached_property
     def layout(self) -> Layout:
+        """Its grid and box, which say what lies under a position."""
         return Layout(self.grid, self.box)
 
     @property
     def channels(self) -> int:
+        """C, of a token."""
         return self.shape[4]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tokens, each copy of a frame counted."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @functools.cached_property
-    def features(self) -> np.ndarray | object:
+    def features(self) -> np.ndarray | zarr.Array[Any]:
         """`[W, T, H, W, C]`: a read-only map of the file, made on first use, or zarr. bf16 stands as int16 bits."""
         if not isinstance(self.source, Stored):
             return self.source
@@ -159,13 +174,25 @@ class FeaturePack:
         self.frames.read(self.number(place), cells, out)
 
     def tokens(self, step: str, positions: np.ndarray, copy: str = "middle") -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`."""
+        """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`.
+
+        Positions are (x, y) as fractions of the original image. A token that is not covered is an arbitrary one.
+        Raises KeyError for a step that the pack does not hold.
+
+        >>> tokens, covered = pack.tokens("step_0003", np.array([[0.5, 0.5], [0.1, 0.9]]))
+        >>> tokens.shape, tokens.dtype, covered
+        (torch.Size([2, 12]), torch.float16, tensor([True, True]))
+        """
         cells = self.cells(np.asarray(positions, float))
         rows = np.take(self._frame(self.where(step, copy)), cells, axis=0, mode="clip")
         return torch.from_numpy(rows).view(self.dtype), torch.from_numpy(cells >= 0)
 
     def frame(self, step: str, copy: str = "middle") -> torch.Tensor:
-        """All tokens of a step, `[H, W, C]`."""
+        """All tokens of a step, `[H, W, C]`. Raises KeyError for a step that the pack does not hold.
+
+        >>> pack.frame("step_0003").shape
+        torch.Size([4, 4, 12])
+        """
         return self.grid_at(self.where(step, copy))
 
     def grid_at(self, place: tuple[int, int]) -> torch.Tensor:
@@ -175,20 +202,20 @@ class FeaturePack:
         return torch.from_numpy(rows).view(self.dtype).view(*self.grid, self.channels)
 
     @functools.cached_property
-    def frames(self) -> Frames | _Unmapped:
+    def frames(self) -> Frames | Unmapped:
         """All frames by number; advised about where they are a plain map of the file."""
         array = self.features
         if os.name != "posix" or not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
-            return _Unmapped(self)
+            return Unmapped(self)
         return Frames(array.reshape(-1, self.grid[0] * self.grid[1], self.channels), os.access(self.path, os.W_OK))
 
-    def _frame(self, place):  # [H*W, C]
+    def _frame(self, place: tuple[int, int]) -> np.ndarray:  # [H*W, C]
         w, t = place
-        frame = self.features[w, t] if isinstance(self.features, np.ndarray) else _zarr_window(self, w)[t]
+        frame: np.ndarray = self.features[w, t] if isinstance(self.features, np.ndarray) else _zarr_window(self, w)[t]
         return frame.reshape(-1, frame.shape[-1])
 
 
-class _Unmapped:
+class Unmapped:
     """Frames of zarr, or of features that are no plain map of a file: the system is told nothing about them."""
 
     def __init__(self, pack: FeaturePack):
@@ -210,7 +237,9 @@ def choose(places: list[tuple[int, int]], copy: str, frames: int) -> tuple[int, 
 # -- geometry of the grid
 
 
-def grid_coordinates(positions: np.ndarray, grid: tuple[int, int], box: tuple) -> np.ndarray:
+def grid_coordinates(
+    positions: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float]
+) -> np.ndarray:
     """Fractions of the image `[..., 2]` -> places on a grid in cells `[..., 2]`; cell j covers [j, j + 1).
 
     Rounded to 1e-9 cells, so that a place on a border is on it, whatever the sizes.
@@ -233,7 +262,9 @@ def grid_cells(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.where((col >= 0) & (col < w) & (row >= 0) & (row < h), row * w + col, -1)
 
 
-def token_box(meta: dict, grid, expert: str = "", raw_size=None) -> tuple[float, float, float, float]:
+def token_box(
+    meta: dict[str, Any], grid: tuple[int, int], expert: str = "", raw_size: tuple[int, int] | None = None
+) -> tuple[float, float, float, float]:
     """Part of the original image, as fractions (x0, y0, x1, y1), that an expert's grid covers.
 
     Our own packs say it. VGGT keeps the middle 518 rows of an image that is taller than wide after scaling its
@@ -244,7 +275,8 @@ def token_box(meta: dict, grid, expert: str = "", raw_size=None) -> tuple[float,
     (0.0, 0.25, 1.0, 0.75)
     """
     if "box" in meta:
-        return tuple(float(v) for v in meta["box"])
+        x0, y0, x1, y1 = map(float, meta["box"])
+        return x0, y0, x1, y1
     name = f"{meta.get('model_name', '')} {expert}".lower()
     height, width = meta.get("raw_size") or raw_size or (0, 0)
     if "vggt" in name and height:
@@ -263,7 +295,7 @@ def token_box(meta: dict, grid, expert: str = "", raw_size=None) -> tuple[float,
 # -- reading files
 
 
-def load_torch(path: Path, refused: str, mmap: bool = False):
+def load_torch(path: Path, refused: str, mmap: bool = False) -> Any:
     """What a torch file holds. Never runs code that is stored in it.
 
     Raises InputError naming the file when it is unreadable, or needs code (`refused` says what to do then).
@@ -281,7 +313,8 @@ def load_torch(path: Path, refused: str, mmap: bool = False):
         raise InputError(f"{path}: not a readable torch file ({reason}); re-extract it") from None
 
 
-def _open_pt(path):
+def _open_pt(path: Path) -> tuple[Stored | np.ndarray, Any, Any, torch.dtype]:
+    """The features or where they lie, the file's frame_paths and meta as they are, and the features' type."""
     convert = f"python tools/pack_features.py --from {path.parent.parent} --out NEW_ROOT"
     if path.is_file() and path.open("rb").read(len(_OLD_TORCH)) == _OLD_TORCH:
         raise InputError(
@@ -303,11 +336,22 @@ def _open_pt(path):
     return source, raw.get("frame_paths"), raw.get("meta") or {}, features.dtype
 
 
-def open_zarr(path):
+def zarr_array(path: Path) -> zarr.Array[Any]:
+    """The array `KEY` of a zarr group. Raises what zarr raises, and ValueError where that is no array."""
+    import zarr
+
+    found = zarr.open_group(str(path), mode="r")[KEY]
+    if not isinstance(found, zarr.Array):
+        raise ValueError(f"'{KEY}' is a group")
+    return found
+
+
+def open_zarr(path: Path) -> tuple[zarr.Array[Any], Any, Any, torch.dtype]:
+    """The features, the frame_paths and meta beside them as they are, and the features' type."""
     import zarr
 
     try:
-        features = zarr.open_group(str(path), mode="r")[KEY]
+        features = zarr_array(path)
         chunks = features.nchunks_initialized, features.nchunks
     except (KeyError, ValueError, AttributeError, OSError, zarr.errors.BaseZarrError) as e:
         raise InputError(f"{path}: expected a zarr group with the array '{KEY}' ({first_line(e)})") from None
@@ -322,12 +366,12 @@ def open_zarr(path):
 @functools.lru_cache(maxsize=2)  # one chunk is one window; reading in order meets it T times
 def _zarr_window(pack: FeaturePack, window: int) -> np.ndarray:
     try:
-        return pack.features[window]
+        return np.asarray(pack.features[window])
     except (RuntimeError, ValueError, OSError) as e:
         raise InputError(f"{pack.path}: window {window} is unreadable ({first_line(e)}); re-extract it") from None
 
 
-def locate(path: Path, frame_paths, shape: tuple[int, int]) -> dict[str, list[tuple[int, int]]]:
+def locate(path: Path, frame_paths: object, shape: tuple[int, int]) -> dict[str, list[tuple[int, int]]]:
     """Step -> its places (window, frame), of W windows of T names. Raises InputError where they are not that."""
     windows = frame_paths if isinstance(frame_paths, list | tuple) else []
     if not windows:

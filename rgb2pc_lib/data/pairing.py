@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,23 +70,32 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     the message as their reason, and `select` refuses to train.
 
     Without `teacher` nothing of it is looked for, which is all that embedding needs.
+    Raises InputError for a root that is missing, a task that is in none of them, and packs of one expert that differ.
 
-    >>> pair(Workspace.load("data/sample.toml")).reasons()  # doctest: +SKIP
+    >>> pairing = pair(workspace)
+    >>> pairing.table.iloc[0].to_dict()
+    {'task': 'pull', 'episode': 'ep_0', 'step': 'step_0000', 'time': 0, 'dinov3': 'ok', 'vggt': 'ok', 'teacher': 'ok'}
+    >>> pairing.reasons()
+             ok
+    dinov3   96
+    vggt     96
+    teacher  96
     """
     workspace.require(*["teacher"] * teacher, "experts")
     if bad := [n for n in workspace.experts if n in RESERVED or "." in n or not n or hasattr(nn.ModuleDict, n)]:
         raise InputError(f"an expert cannot be called {', '.join(bad) or 'nothing'}; rename it, without dots")
-    files = list_teacher(workspace.teacher, workspace.teacher_tag) if teacher else {}
-    packs: dict[str, dict] = {name: {} for name in workspace.experts}
+    root = workspace.teacher if teacher else None
+    files = list_teacher(root, workspace.teacher_tag) if root else {}
+    packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
     broken: dict[tuple[str, tuple[str, str]], str] = {}
-    for path in workspace.teacher.glob("*/*.zarr") if teacher else ():
+    for path in root.glob("*/*.zarr") if root else ():
         key = (path.parent.name, path.stem)
         if key not in files and (not tasks or key[0] in tasks):
             broken["teacher", key] = f"{path}: no frame_paths.json, so its steps cannot be paired by name"
     raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
-    for name, root in workspace.experts.items():
-        index = PackIndex(root)
-        for key, path in list_packs(root).items():
+    for name, folder in workspace.experts.items():
+        index = PackIndex(folder)
+        for key, path in list_packs(folder).items():
             if tasks and key[0] not in tasks:
                 continue
             try:
@@ -101,8 +112,9 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
         if unknown := sorted(set(tasks) - present):
             raise InputError(f"task(s) {', '.join(unknown)} not found; the roots hold {', '.join(sorted(present))}")
         episodes = [k for k in episodes if k[0] in tasks]
-    columns = {c: [] for c in ("task", "episode", "step", "time", *workspace.experts, "teacher")}
+    columns: dict[str, list[Any]] = {c: [] for c in ("task", "episode", "step", "time", *workspace.experts, "teacher")}
     for key in episodes:
+        have: dict[str, Collection[str] | None]
         have = {name: found[key].copies if key in found else None for name, found in packs.items()}
         have["teacher"] = files.get(key)
         steps = sorted({s for steps in have.values() if steps for s in steps}, key=natural_key)
@@ -176,6 +188,9 @@ def select(
         `fallback`.
 
     Raises InputError for an unreadable pack, for "error" with something missing, or when nothing is left.
+
+    >>> len(select(pair(workspace))), len(select(pair(workspace), unit="window", window=6))
+    (96, 24)
     """
     table, sources = pairing.table, [*pairing.experts, "teacher"]
     refuse_broken(pairing)
@@ -184,11 +199,11 @@ def select(
     episodes = [np.asarray(rows) for rows in table.groupby(["task", "episode"], sort=False).indices.values()]
     members = _windows(episodes, window) if unit == "window" else np.arange(len(table))[:, None]
     seen = {s: np.where((members >= 0) & has[s][members], members, -1) for s in sources}
-    lacking = {s: (seen[s] < 0).all(1) for s in sources}
+    lacking: dict[str, np.ndarray] = {s: np.all(seen[s] < 0, axis=1) for s in sources}
     substitutes = _substitutes(episodes, has, len(table))
     if not strict and len(members):  # the teacher may be any step of the episode that has one
         seen["teacher"] = _fill(seen["teacher"], lacking["teacher"], members, substitutes["teacher"], rng)
-        lacking["teacher"] = (seen["teacher"] < 0).all(1)
+        lacking["teacher"] = np.all(seen["teacher"] < 0, axis=1)
     if fallback == "error" and any(m.any() for m in lacking.values()):
         raise InputError(_missing_message(pairing, members, lacking))
     if fallback == "random":
@@ -209,33 +224,49 @@ def refuse_broken(pairing: Pairing) -> None:
         raise InputError(broken.iloc[0])
 
 
-def split(keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out) sample numbers. Whole episodes (a share of every task's) or whole tasks are held out.
+def split(
+    keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0, validation: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(training, validation, held-out) sample numbers, of whole episodes (shares of every task's) or of whole tasks.
 
-    >>> train, held_out = split(samples.keys())  # doctest: +SKIP
+    What is held out does not depend on how much is for validation, which has nothing where too few are left.
+
+    >>> training, validation, held_out = split(select(pair(workspace)).keys(), validation=0.125)
+    >>> len(training), len(validation), len(held_out)
+    (48, 24, 24)
     """
     rng = np.random.default_rng([seed, 5])
-    out: set = set()
+    out: set[tuple[str, str]] = set()
+    aside: set[tuple[str, str]] = set()
     if by == "task":
         names = sorted(keys["task"].unique(), key=natural_key)
-        out = {(t, e) for t in _draw(names, share, rng) for e in keys.loc[keys["task"] == t, "episode"]}
+        tasks, checked = _draw(names, share, validation, rng)
+        of = {t: {(t, e) for e in group["episode"]} for t, group in keys.groupby("task")}
+        out, aside = ({e for t in some for e in of[t]} for some in (tasks, checked))
     else:
         for task, group in keys.groupby("task", sort=True):
             names = sorted(group["episode"].unique(), key=natural_key)
-            out |= {(task, e) for e in _draw(names, share, rng)}
-    held_out = np.array([k in out for k in zip(keys["task"], keys["episode"], strict=True)], bool)
+            for chosen, some in zip((out, aside), _draw(names, share, validation, rng), strict=True):
+                chosen |= {(task, e) for e in some}
+    episodes = list(zip(keys["task"], keys["episode"], strict=True))
+    held_out, checked = (np.array([k in some for k in episodes], bool) for some in (out, aside))
     if held_out.all() or not held_out.any():
         raise InputError(
             f"splitting by {by} with a held-out share of {share} leaves {(~held_out).sum()} training and "
             f"{held_out.sum()} held-out samples; at least two {by}s{' a task' if by == 'episode' else ''} are needed"
         )
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return np.flatnonzero(~held_out & ~checked), np.flatnonzero(checked), np.flatnonzero(held_out)
 
 
-def _draw(names: list, share: float, rng) -> list:
-    """About `share` of the names, at least one and never all (none of a single one)."""
+def _draw(names: list[str], share: float, validation: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """About `share` of the names, at least one and never all (none of a single one); and about `validation` of them.
+
+    Of the rest at least one is for neither; three names or fewer have none for validation.
+    """
     count = min(max(round(share * len(names)), 1), len(names) - 1)
-    return [names[i] for i in rng.permutation(len(names))[:count]]
+    aside = min(max(round(validation * len(names)), 1), len(names) - count - 1) if validation and len(names) > 3 else 0
+    order = [names[i] for i in rng.permutation(len(names))]
+    return order[:count], order[count : count + aside]
 
 
 def _windows(episodes: list[np.ndarray], size: int) -> np.ndarray:
@@ -248,9 +279,9 @@ def _windows(episodes: list[np.ndarray], size: int) -> np.ndarray:
     return np.array(rows, int).reshape(-1, size)
 
 
-def _substitutes(episodes, has, n) -> dict[str, list]:
+def _substitutes(episodes: list[np.ndarray], has: dict[str, np.ndarray], n: int) -> dict[str, list[np.ndarray]]:
     """source -> row -> the rows of the same episode that the source has."""
-    out = {s: [()] * n for s in has}
+    out = {s: [np.zeros(0, int)] * n for s in has}
     for rows in episodes:
         for s, there in has.items():
             found = rows[there[rows]]
@@ -259,7 +290,9 @@ def _substitutes(episodes, has, n) -> dict[str, list]:
     return out
 
 
-def _fill(seen, lacking, members, substitutes, rng):
+def _fill(
+    seen: np.ndarray, lacking: np.ndarray, members: np.ndarray, substitutes: list[np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
     """Where a sample lacks everything, one random row of the same episode, if there is one."""
     seen = seen.copy()
     for i in np.flatnonzero(lacking):
@@ -269,7 +302,7 @@ def _fill(seen, lacking, members, substitutes, rng):
     return seen
 
 
-def _missing_message(pairing: Pairing, members, lacking) -> str:
+def _missing_message(pairing: Pairing, members: np.ndarray, lacking: dict[str, np.ndarray]) -> str:
     if not len(pairing.table):
         return "the roots hold no <task>/<episode> in common layout; see data/README.md"
     parts = []
@@ -284,8 +317,8 @@ def _missing_message(pairing: Pairing, members, lacking) -> str:
 
 
 def _times(steps: list[str]) -> list[int]:
-    numbers = [re.search(r"(\d+)$", s) for s in steps]
-    return [int(n[1]) for n in numbers] if all(numbers) else list(range(len(steps)))
+    numbers = [int(found[1]) for found in (re.search(r"(\d+)$", s) for s in steps) if found]
+    return numbers if len(numbers) == len(steps) else list(range(len(steps)))
 
 
 def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None:
@@ -300,7 +333,7 @@ def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None
         return image.height, image.width
 
 
-def _same_layout(packs) -> None:
+def _same_layout(packs: dict[str, dict[tuple[str, str], FeaturePack]]) -> None:
     for name, found in packs.items():
         kinds = {(p.channels, p.dtype): p.path for p in found.values()}
         if len(kinds) > 1:

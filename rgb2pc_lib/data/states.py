@@ -23,6 +23,7 @@ _WANTED = {
     "progress?": ("f", "S"),
     "labels?": ("iu", "SN"),
     "label_names?": ("U", "L"),
+    "randomised?": ("b", ""),
     **{f"{name}?": ("f", "S3") for name in _POSITIONS},
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +37,10 @@ class PointReader:
     workspace: Workspace
     kind: str = "teacher"  # what is known of a point: one of KINDS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         table = self.samples.pairing.table
-        self.rows = self.samples.teacher_rows[:, 0].tolist()
-        self.where = list(zip(table["task"], table["episode"], table["step"], strict=True))
+        self.rows: list[int] = self.samples.teacher_rows[:, 0].tolist()
+        self.where: list[tuple[str, str, str]] = list(zip(table["task"], table["episode"], table["step"], strict=True))
 
     def file(self, sample: int) -> TeacherFile:
         task, episode, step = self.where[self.rows[sample]]
@@ -100,7 +101,7 @@ class PointReader:
         """What is known of some of the points: teacher features `[K, E]` or xyz `[K, 3]`, float32."""
         return self.xyz(sample)[which] if self.kind == "xyz" else point_features(self.file(sample), which)
 
-    def _places(self, sample: int):
+    def _places(self, sample: int) -> tuple[np.ndarray, np.ndarray | None]:
         file = self.file(sample)
         found = _teacher_places(file.path) if file.row is None and file.path.suffix == ".pt" else None
         if found is None and self.kind == "xyz" and self.ply(sample).exists():
@@ -122,7 +123,7 @@ def point_features(file: TeacherFile, which: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4096)
-def _opened(path: Path) -> dict:
+def _opened(path: Path) -> Any:
     """What a step's file holds, mapped where it lies."""
     return load_torch(path, "extract this step again", mmap=True)
 
@@ -131,7 +132,7 @@ def _opened(path: Path) -> dict:
 def _teacher_places(path: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
     raw = _opened(path)
     uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
-    feat = raw.get("pc_feat")
+    feat: Any = raw.get("pc_feat")
     if uv is None:
         return None
     if getattr(feat, "ndim", 0) != 2 or tuple(uv.shape) != (len(feat), 2):

@@ -13,13 +13,14 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from rgb2pc_lib.data.files.guarded import first_line, read_json_beside, read_npz
-from rgb2pc_lib.data.packs import KEY, load_torch, step_name
+from rgb2pc_lib.data.packs import load_torch, step_name, zarr_array
 from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.errors import InputError
 
@@ -102,7 +103,8 @@ def read_points(file: TeacherFile) -> PointFeatures:
         shape = "" if feat is None else f" with pc_feat of shape {list(getattr(feat, 'shape', []))}"
         raise InputError(f"{path}: expected a dict with 'pc_feat' [N, E], found {found}{shape}; re-extract this step")
     uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
-    return PointFeatures(as_array(feat), as_array(raw.get("pc")), as_array(uv))
+    pc = raw.get("pc")
+    return PointFeatures(as_array(feat), None if pc is None else as_array(pc), None if uv is None else as_array(uv))
 
 
 def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool = True) -> np.ndarray:
@@ -156,7 +158,8 @@ def subsampled_mean(file: TeacherFile, points: int, rng: np.random.Generator) ->
     if file.row is not None:
         raise InputError(f"{file.path}: one pooled embedding a step: nothing for --teacher_points to subsample")
     feat = _points_open(file.path)
-    return feat[rng.choice(len(feat), min(points, len(feat)), replace=False)].mean(0)
+    mean: np.ndarray = feat[rng.choice(len(feat), min(points, len(feat)), replace=False)].mean(0)
+    return mean
 
 
 def _state(path: Path) -> str:
@@ -165,10 +168,8 @@ def _state(path: Path) -> str:
     return f"{sum(s.st_size for s in stats)}|{max(s.st_mtime_ns for s in stats)}"
 
 
-def as_array(value) -> np.ndarray | None:
-    """A tensor or an array as float32; None stays None."""
-    if value is None:
-        return None
+def as_array(value: Any) -> np.ndarray:
+    """A tensor or an array as float32."""
     return np.asarray(value.detach().float() if isinstance(value, torch.Tensor) else value, np.float32)
 
 
@@ -177,7 +178,7 @@ def _read_zarr(file: TeacherFile) -> np.ndarray:
 
     try:
         if file.row is not None:
-            return zarr.open_group(str(file.path), mode="r")[KEY][file.row][None]
-        return zarr.open_array(str(file.path), mode="r")[:]
+            return np.asarray(zarr_array(file.path)[file.row])[None]
+        return np.asarray(zarr.open_array(str(file.path), mode="r")[:])
     except (KeyError, ValueError, IndexError, OSError, zarr.errors.BaseZarrError) as e:
         raise InputError(f"{file.path}: not a readable zarr array ({first_line(e)}); re-extract it") from None

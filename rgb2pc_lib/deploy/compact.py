@@ -20,10 +20,15 @@ from rgb2pc_lib.learning.settings import Settings, option, shared
 
 @dataclass(frozen=True)
 class CompactConfig(Settings):
-    """Every setting of a compact student's training.
+    """Every setting of a compact student's training. See `Config`.
+
+    Raises InputError naming the setting when a value is out of range.
 
     >>> CompactConfig(run="runs/judge/weighted-seed0").backbone
     'resnet18'
+    >>> CompactConfig(size=16)
+    Traceback (most recent call last):
+    rgb2pc_lib.errors.InputError: --size: expected at least 32, found 16
     """
 
     tool = "tools/train_compact.py"
@@ -52,7 +57,7 @@ class CompactConfig(Settings):
     lr: float = shared("lr", 1e-3)
     weight_decay: float = shared("weight_decay", 0.05)
     grad_clip: float = shared("grad_clip", 1.0)
-    amp: bool = shared("amp", True)
+    amp: str = shared("amp", "auto")
     seed: int = shared("seed", 0)
     device: str = shared("device", "auto")
     num_threads: int = shared("num_threads", 0)
@@ -64,6 +69,7 @@ class CompactConfig(Settings):
 
     @property
     def folder(self) -> Path:
+        """Where the compact student lies."""
         return PROJECT / (self.save_dir or f"runs/compact-{self.backbone}-seed{self.seed}")
 
 
@@ -71,20 +77,32 @@ class CompactRun(Run):
     """A compact student's folder: the files of a run, with the settings and the weights of a small network.
 
     `embeddings()` holds the run's own steps: "student" (the compact one), "fused", "teacher", keys and held_out.
+
+    >>> compact = CompactRun.open(compact.folder)
+    >>> compact.config.backbone, compact.summary["n_train"], compact.embeddings()["fused"].shape
+    ('resnet18', 48, (72, 16))
     """
 
     @property
     def config(self) -> CompactConfig:
+        """The settings it was trained with."""
         return CompactConfig.read(self.file("config.json"))
 
     def compact(self) -> Compact:
-        """The trained network in evaluation mode. Raises InputError when the file is not one's."""
+        """The trained network in evaluation mode: frames `[B, S, S, 3]` (0 to 255, S its `size`) -> `[B, E]`.
+
+        Raises InputError when the file is not one's.
+
+        >>> compact.compact()(torch.zeros(2, 32, 32, 3)).shape
+        torch.Size([2, 16])
+        """
         path = self._finished_file("model.safetensors")
         about, tensors = read_weights(path, "compact", {"backbone": str, "size": int, "embed_dim": int}, ANEW)
         build = partial(Compact, about["backbone"], about["size"], about["embed_dim"], seed=None)
         return self.filled(build, tensors).eval()
 
     def save_compact(self, network: Compact, backbone: str) -> None:
+        """Write what `compact` reads."""
         about = {"backbone": backbone, "size": network.size, "embed_dim": network.head.out_features}
         tensors = {k: v.contiguous().cpu() for k, v in network.state_dict().items()}
         write_atomic(

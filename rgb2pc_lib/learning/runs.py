@@ -37,7 +37,7 @@ from rgb2pc_lib.data.pairing import FALLBACKS, UNITS
 from rgb2pc_lib.data.step_points import KINDS
 from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
 from rgb2pc_lib.errors import InputError, tell
-from rgb2pc_lib.learning.models import FUSIONS, Student
+from rgb2pc_lib.learning.models import FUSIONS, POOLINGS, Student
 from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
 from rgb2pc_lib.learning.settings import SEEDS, Settings, option, shared
 
@@ -49,7 +49,8 @@ OVER = "delete it, and with --resume the training starts over"
 _CURVE = "delete it; only the curve of what was trained so far is lost"
 _EMBEDDINGS = {
     "student": ("f", "nE"), "teacher": ("f", "nT"), "task": ("U", "n"), "episode": ("U", "n"), "step": ("U", "n"),
-    "time": ("iuf", "n"), "held_out": ("b", "n"), "gates?": ("f", "nM"), "experts?": ("U", "M"), "fused?": ("f", "nF"),
+    "time": ("iuf", "n"), "held_out": ("b", "n"), "validation?": ("b", "n"), "gates?": ("f", "nM"),
+    "experts?": ("U", "M"), "fused?": ("f", "nF"),
 }  # fmt: skip
 
 
@@ -63,6 +64,9 @@ class Config(Settings):
 
     >>> Config(fusion="moe").batch_size
     64
+    >>> Config(fusion="mean")
+    Traceback (most recent call last):
+    rgb2pc_lib.errors.InputError: --fusion: expected one of weighted, moe, uniform, found 'mean'
     """
 
     route: str = option("distill", "one embedding a step, or one a place, aligned with the cloud's points", ROUTES)
@@ -82,6 +86,9 @@ class Config(Settings):
     shuffle_pairs: bool = option(False, "the control: every sample gets the teacher of another one")
     split_by: str = option("episode", "what is held out", ("episode", "task"))
     held_out: float = option(0.25, "share that is held out, of every task's episodes or of the tasks", least=0, most=1)
+    validation: float = option(
+        0.125, "share for validation: curves and choices, never trained on", least=0, most=0.5, absent=0.0
+    )
     split_seed: int = option(
         0, "seed of the split, kept apart so that runs of all seeds are judged alike", (), 0, SEEDS
     )
@@ -96,6 +103,7 @@ class Config(Settings):
     # student
     fusion: str = option("weighted", "one learned weight per expert, a gate per place (moe), or all equal", FUSIONS)
     fuse_dim: int = option(256, "width D of adapters and fusion", least=1)
+    pooling: str = option("mean", "how places become one vector: mean, blocks of the image, or attention", POOLINGS)
     moe_hidden: int = option(128, "width of the gate network", least=1)
     moe_top_k: int = option(0, "experts a place may use; 0: all", least=0)
     gate_noise: float = option(0.0, "noise on the gate's logits while training, standard deviation", least=0)
@@ -118,7 +126,7 @@ class Config(Settings):
     lr: float = shared("lr", 3e-3)
     weight_decay: float = shared("weight_decay", 0.05)
     grad_clip: float = shared("grad_clip", 1.0)
-    amp: bool = shared("amp", False)
+    amp: str = shared("amp", "auto")
     seed: int = shared("seed", 0)
     device: str = shared("device", "auto")
     micro_batch: int = option(
@@ -163,10 +171,12 @@ class Config(Settings):
 
     @property
     def folder(self) -> Path:
+        """Where the run lies."""
         return PROJECT / (self.save_dir or f"runs/{self.fusion}-seed{self.seed}")
 
     @property
     def workspace(self) -> Workspace:
+        """The data that the settings name."""
         roots = {"teacher": self.pc_root, "rgb": self.rgb_root, "state": self.state_root, "clouds": self.cloud_root}
         return Workspace(
             **{k: PROJECT / v for k, v in roots.items() if v},
@@ -175,7 +185,12 @@ class Config(Settings):
         )
 
     def with_workspace(self, workspace: Workspace) -> Config:
-        """The same settings on other data."""
+        """The same settings on other data.
+
+        >>> config = Config(fusion="moe").with_workspace(workspace)
+        >>> list(config.vis_roots), config.workspace.teacher == workspace.teacher
+        (['dinov3', 'vggt'], True)
+        """
         roots = {"pc_root": "teacher", "rgb_root": "rgb", "state_root": "state", "cloud_root": "clouds"}
         return dataclasses.replace(
             self,
@@ -187,43 +202,63 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class Run:
-    """Reads and writes a run's folder.
+    """A run's folder, read (and, while it is trained, written). It holds nothing but the folder's path.
 
-    >>> Run(Path("runs/moe-seed0")).summary["held-out"]["R@1"]  # doctest: +SKIP
+    What is read raises InputError naming the file when the run is unfinished or the file is not a run's.
+
+    >>> run.finished, run.config.fusion, run.summary["n_train"], run.summary["n_held_out"]
+    (True, 'moe', 48, 24)
+    >>> sorted(run.summary["held-out"])
+    ['CKA', 'R@1', 'R@10', 'R@5', 'cosine', 'kNN overlap', 'median rank']
     """
 
     folder: Path
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """An existing run. Raises InputError when the folder holds none."""
+        """An existing run, finished or not. Raises InputError when the folder holds none.
+
+        >>> Run.open(run.folder) == run
+        True
+        >>> Run.open(folder)
+        Traceback (most recent call last):
+        rgb2pc_lib.errors.InputError: ...: holds no run (no config.json); train one with tools/train_rgb2pc_distill.py
+        """
         run = cls(Path(folder))
         if not run.file("config.json").exists():
             raise InputError(f"{folder}: holds no run (no config.json); train one with tools/train_rgb2pc_distill.py")
         return run
 
     def file(self, name: str) -> Path:
+        """The path of one of its files, there or not."""
         return self.folder / name
 
     @property
     def name(self) -> str:
+        """Of the folder."""
         return self.folder.name
 
     @property
     def config(self) -> Config:
+        """The settings it was trained with."""
         return Config.read(self.file("config.json"))
 
     @property
     def finished(self) -> bool:
+        """Whether its final figures are there."""
         return self.file("summary.json").exists()
 
     def holds(self, config: Settings) -> bool:
-        """Whether this is a finished run with these settings."""
+        """Whether this is a finished run with these settings, but for those that cannot change its numbers.
+
+        >>> run.holds(run.config), run.holds(dataclasses.replace(run.config, lr=1.0))
+        (True, False)
+        """
         return self.finished and not self.config.changes(config)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Final figures: "held-out", "gates" (of experts), n_train, n_held_out, and what else the training told."""
+        """Final figures: n_train, n_held_out, "held-out" (measure -> value), gates (expert -> mean), data_hash."""
         path = self._finished_file("summary.json")
         found = read_object(path, ANEW)
         for key, kind in {"n_train": int, "n_held_out": int, "held-out": dict}.items():
@@ -234,13 +269,21 @@ class Run:
         return found
 
     def metrics(self) -> pd.DataFrame:
-        """One row per logged step; a half-written last line, from a killed run, is left out."""
+        """One row per logged step; a half-written last line, from a killed run, is left out.
+
+        >>> run.metrics()["step"].tolist()
+        [1, 10, 20]
+        """
         return pd.DataFrame(read_metrics(self.file("metrics.jsonl")))
 
     def student(self) -> tuple[Student, torch.Tensor]:
-        """The trained student in evaluation mode, and the teacher's mean `[E]`.
+        """The trained student in evaluation mode, and the teacher's mean `[E]` over the training samples.
 
         Raises InputError for weights that are damaged, or that config.json does not describe.
+
+        >>> student, mean = run.student()
+        >>> student.experts, mean.shape
+        (['dinov3', 'vggt'], torch.Size([16]))
         """
         path, config = self._finished_file("model.safetensors"), self.config
         about, tensors = read_weights(path, "student", {"channels": dict, "embed_dim": int}, ANEW)
@@ -261,6 +304,7 @@ class Run:
         return network
 
     def save_student(self, student: Student, channels: dict[str, int], teacher_mean: torch.Tensor) -> None:
+        """Write what `student` reads."""
         about = json.dumps({"channels": channels, "embed_dim": len(teacher_mean)})
         tensors = {k: v.contiguous().cpu() for k, v in student.state_dict().items()}
         write_atomic(
@@ -268,9 +312,30 @@ class Run:
             lambda p: p.write_bytes(save_tensors({**tensors, "teacher_mean": teacher_mean.cpu()}, {"student": about})),
         )
 
-    def embeddings(self) -> dict[str, np.ndarray]:
-        """student [n, E], teacher [n, E], gates [n, M], and per sample task, episode, step, time, held_out."""
-        return read_npz(self._finished_file("embeddings.npz"), _EMBEDDINGS, ANEW)
+    def embeddings(self, judged: str = "held_out") -> dict[str, np.ndarray]:
+        """Student `[n, E]`, teacher `[n, E]`, mean gates `[n, M]`, and per sample task, episode, step, time, held_out.
+
+        The student's lie in the space of the teacher's less its mean over the training samples. `experts` `[M]` names
+        the gates. The samples are those of training and those that are judged, which "held_out" marks: the held-out
+        ones (of the tables), or with `judged="validation"` those for choices. A run without such has none of them.
+
+        >>> e = run.embeddings()
+        >>> e["student"].shape, e["teacher"].shape, e["gates"].shape, e["held_out"].sum()
+        ((72, 16), (72, 16), (72, 2), np.int64(24))
+        >>> np.allclose(e["gates"].sum(1), 1)
+        True
+        """
+        found = self.embeddings_of_all()
+        sides = {"held_out": found.pop("held_out"), "validation": found.pop("validation")}
+        here = sides.pop(judged)
+        (other,) = sides.values()
+        found = {"held_out": here} | found
+        return {k: v if k == "experts" else v[~other] for k, v in found.items()}
+
+    def embeddings_of_all(self) -> dict[str, np.ndarray]:
+        """As `embeddings`, of all samples; "held_out" and "validation" mark theirs."""
+        found = read_npz(self._finished_file("embeddings.npz"), _EMBEDDINGS, ANEW)
+        return {"validation": np.zeros_like(found["held_out"])} | found
 
     def state(self) -> dict[str, Any]:
         """The resume state. Raises InputError when it is damaged or of another training."""
@@ -295,11 +360,12 @@ def build_student(config: Config, channels: dict[str, int], embed_dim: int, blan
         channels, embed_dim, config.fusion, config.fuse_dim, config.moe_hidden, config.moe_top_k, config.gate_noise
     )  # fmt: skip
     if not config.aligns:
-        return Student(*sizes, seed=seed)
+        return Student(*sizes, seed=seed, pooling=config.pooling)
     inputs = 3 if config.point_target == "xyz" else embed_dim
     with torch.device("meta" if blank else "cpu"):
         head = PointHead(config.point_target, inputs, embed_dim, config.fuse_dim)
-    return PlaceStudent(*sizes, head=head, knows_place=config.route == "distill", seed=seed)
+    knows = config.route == "distill"
+    return PlaceStudent(*sizes, head=head, knows_place=knows, seed=seed, pooling=config.pooling)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -21,38 +21,41 @@ import numpy as np
 from rgb2pc_lib.data.files.guarded import parse_json, read_text, shown
 from rgb2pc_lib.errors import InputError
 
+_SAME = object()
 
-def option(default, text: str, choices: tuple = (), least=None, most=None):
-    """A field of settings: its help (with the unit) and what is allowed."""
+
+def option(default, text: str, choices: tuple = (), least=None, most=None, absent=_SAME):
+    """A field of settings: its help (with the unit), what is allowed, and what it was before there was a setting."""
     info = {"help": text, "choices": choices, "least": least, "most": most}
+    info["absent"] = default if absent is _SAME else absent
     if isinstance(default, (dict, tuple)):
         return field(default_factory=lambda: default, metadata=info)
     return field(default=default, metadata=info)
 
 
 SEEDS = 2**32 - 1  # the largest seed
-# of every training: help (with the unit), the least value that makes sense, and the largest where there is one
-_SHARED: dict[str, tuple] = {
+PRECISIONS = ("auto", "on", "off")
+_SHARED: dict[str, dict[str, Any]] = {  # of every training: what `option` is told, but for the default
     # losses
-    "tau": ("temperature of InfoNCE", 1e-4),
-    "learn_tau": ("learn the temperature, starting at tau", None),
-    "loss_mse": ("weight of the squared distance of normalised embeddings", 0),
-    "loss_relational": ("weight of the match of similarity matrices", 0),
-    "exclude_near": ("steps of one episode this near in time are not negatives, steps", 0),
+    "tau": {"text": "temperature of InfoNCE", "least": 1e-4},
+    "learn_tau": {"text": "learn the temperature, starting at tau"},
+    "loss_mse": {"text": "weight of the squared distance of normalised embeddings", "least": 0},
+    "loss_relational": {"text": "weight of the match of similarity matrices", "least": 0},
+    "exclude_near": {"text": "steps of one episode this near in time are not negatives, steps", "least": 0},
     # training
-    "steps": ("training steps", 1),
-    "batch_size": ("samples a batch", 2),
-    "lr": ("peak learning rate of AdamW (5 % warm-up, then cosine to zero)", 0),
-    "weight_decay": ("AdamW weight decay", 0),
-    "grad_clip": ("largest gradient norm; 0: no clipping", 0),
-    "amp": ("bfloat16 autocast", None),
-    "seed": ("seed of weights, batches and every other random draw", 0, SEEDS),
-    "device": ("auto, cpu, cuda or cuda:N", None),
-    "num_threads": ("CPU threads of torch; 0: leave as it is", 0, 1024),
+    "steps": {"text": "training steps", "least": 1},
+    "batch_size": {"text": "samples a batch", "least": 2},
+    "lr": {"text": "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", "least": 0},
+    "weight_decay": {"text": "AdamW weight decay", "least": 0},
+    "grad_clip": {"text": "largest gradient norm; 0: no clipping", "least": 0},
+    "amp": {"text": "bfloat16 autocast; auto measures which is faster here", "choices": PRECISIONS},
+    "seed": {"text": "seed of weights, batches and every other random draw", "least": 0, "most": SEEDS},
+    "device": {"text": "auto, cpu, cuda or cuda:N"},
+    "num_threads": {"text": "CPU threads of torch; 0: leave as it is", "least": 0, "most": 1024},
     # the run's folder
-    "save_every": ("steps between checkpoints", 1),
-    "log_every": ("steps between lines of metrics.jsonl", 1),
-    "eval_every": ("steps between checks on held-out samples; 0: at the end only", 0),
+    "save_every": {"text": "steps between checkpoints", "least": 1},
+    "log_every": {"text": "steps between lines of metrics.jsonl", "least": 1},
+    "eval_every": {"text": "steps between checks on held-out samples; 0: at the end only", "least": 0},
 }
 
 
@@ -62,8 +65,7 @@ def shared(name: str, default):
     >>> shared("tau", 0.05).metadata["help"]
     'temperature of InfoNCE'
     """
-    text, *limits = _SHARED[name]
-    return option(default, text, (), *limits)
+    return option(default, **_SHARED[name])
 
 
 _FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
@@ -115,25 +117,31 @@ class Settings:
         return value
 
     def to_json(self) -> str:
+        """As a run's config.json."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The settings in a run's `config.json`; `missing` says which of them it does not name.
-
-        Raises InputError naming file and setting for anything that this version did not write.
+        """The settings in a run's `config.json`. Raises InputError naming file and setting for anything that this
+        version did not write.
         """
         return cls.from_json(read_text(path, _MENDED), path)
 
     @classmethod
     def from_json(cls, text: str, path: Path = Path("config.json")) -> Self:
-        """The settings of a JSON text that stands in `path`; those it does not name have their defaults."""
-        raw = cls._raw(text, path)
-        if unknown := [k for k in raw if k not in cls._names()]:
+        """What `to_json` wrote, in `path`; a setting that is not there has the value it had before it existed.
+
+        >>> Config.from_json(Config(steps=10).to_json()) == Config(steps=10)
+        True
+        """
+        raw = cls._before() | cls._raw(text, path)
+        if unknown := [k for k in raw if k not in cls._before()]:
             raise InputError(
                 f"{path}: {', '.join(unknown)}: no such setting here, so the run is of another version (or not of this "
                 "kind of training); open it with the version that made it"
             )
+        if isinstance(raw["amp"], bool):  # of runs made before it could be measured
+            raw["amp"] = "on" if raw["amp"] else "off"
         try:
             return cls(**raw, stored=True)
         except InputError as e:
@@ -141,9 +149,9 @@ class Settings:
 
     @classmethod
     def missing(cls, path: Path) -> dict[str, Any]:
-        """Settings that a run's `config.json` does not name, as it is older than they are, with their defaults."""
+        """Settings that a run's `config.json` does not name, as it is older than they are, with what stands in."""
         raw = cls._raw(read_text(path, _MENDED), path)
-        return {k: v for k, v in dataclasses.asdict(cls()).items() if k not in raw}
+        return {k: v for k, v in cls._before().items() if k not in raw}
 
     @classmethod
     def _raw(cls, text: str, path: Path) -> dict[str, Any]:
@@ -153,16 +161,25 @@ class Settings:
         return raw
 
     @classmethod
-    def _names(cls) -> list[str]:
-        return [f.name for f in dataclasses.fields(cls)]
+    def _before(cls) -> dict[str, Any]:
+        """Every setting, as it was before it existed."""
+        return {f.name: f.metadata["absent"] for f in dataclasses.fields(cls)}
 
     def changes(self, other: Self) -> dict[str, tuple]:
-        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers."""
+        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers.
+
+        >>> Config(steps=10, device="cpu").changes(Config(device="cuda"))
+        {'steps': (10, 400)}
+        """
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return {k: (ours[k], theirs[k]) for k in ours if k not in _FREE and ours[k] != theirs[k]}
 
     def command(self) -> str:
-        """The command line, for the project's folder, that repeats this run."""
+        """The command line, for the project's folder, that repeats this run.
+
+        >>> Config(fusion="moe", amp="on", tasks=("push", "pull")).command()
+        'python tools/train_rgb2pc_distill.py --tasks push pull --fusion moe --amp on'
+        """
         words = ["python", self.tool]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)

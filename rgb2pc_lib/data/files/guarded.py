@@ -98,7 +98,9 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     raise InputError(f"{path}: expected {what}, found: {found}")
 
 
-def expect(value: Any, kind: type | tuple, path: Path, key: str, remedy: str = "restore it from a copy") -> Any:
+def expect(
+    value: Any, kind: type | tuple[type, ...], path: Path, key: str, remedy: str = "restore it from a copy"
+) -> Any:
     """The value under a key, if it is of that kind (a bool is no number). Raises InputError naming file and key."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
@@ -159,18 +161,19 @@ def check_npz(
             raise InputError(f"{path}: expected the array {name}, found {', '.join(found) or 'none'}; {remedy}")
 
 
-def _check_array(path, name, array, kinds, axes, lengths, remedy) -> None:
+def _check_array(
+    path: Path, name: str, array: np.ndarray, kinds: str, axes: str, lengths: dict[str, tuple[int, str]], remedy: str
+) -> None:
     if kinds and array.dtype.kind not in kinds:
         expected = _KINDS.get(kinds, f"kind {kinds}")
         raise InputError(f"{path}: {name}: expected {expected}, found {array.dtype}; {remedy}")
     if array.ndim != len(axes):
-        wanted = f"[{', '.join(axes)}]"
-        raise InputError(f"{path}: {name}: expected {wanted}, found {list(array.shape)}; {remedy}")
+        raise InputError(f"{path}: {name}: expected [{', '.join(axes)}], found {list(array.shape)}; {remedy}")
     for axis, length in zip(axes, array.shape, strict=True):
-        expected, of = (int(axis), axis) if axis.isdigit() else lengths.setdefault(axis, (length, name))
-        if length != expected:
+        wanted, of = (int(axis), axis) if axis.isdigit() else lengths.setdefault(axis, (length, name))
+        if length != wanted:
             raise InputError(
-                f"{path}: {name}: expected {list(axes)} with {axis} = {expected} as in {of}, "
+                f"{path}: {name}: expected {list(axes)} with {axis} = {wanted} as in {of}, "
                 f"found {list(array.shape)}; {remedy}"
             )
 
