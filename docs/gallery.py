@@ -7,7 +7,6 @@ A copy is kept as long as its notebook stays the same, so an interrupted run goe
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import nbformat
@@ -16,10 +15,11 @@ from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
 from nbformat.v4 import new_markdown_cell
 
-PROJECT = Path(__file__).resolve().parents[1]
+from rgb2pc_lib.data.workspace import CACHE, FAST, PROJECT
+
 NOTEBOOKS = sorted(PROJECT.glob("notebooks/*.ipynb"))
 FIGURES = PROJECT / "figures"  # the report is committed there with its results
-EXECUTED = PROJECT / "data" / "cache" / "executed"
+EXECUTED = CACHE / ("executed_fast" if FAST else "executed")
 SAVED = re.compile(r'save_figure\(\w+, "(\w+)"')
 FORMULA = re.compile(r"(\$\$?)([^$]+)\1")
 
@@ -65,26 +65,21 @@ def saved_figure(name: str) -> str:
     return f"![{name}](../figures/{name}.png)\n\n<small>figures/{name}.png, made at commit {made}</small>"
 
 
-def main() -> int:
-    from rgb2pc_lib.errors import InputError
-    from rgb2pc_lib.learning.runs import write_atomic
-    from rgb2pc_lib.views.report_html import execute, static_copy
-
+def main() -> None:
     for notebook in NOTEBOOKS:
         copy = EXECUTED / notebook.name
         if copy.exists() and sources(copy) == sources(notebook):
             print(f"{notebook.stem}: executed before")
             continue
         print(f"{notebook.stem}: executing", flush=True)
-        try:
-            executed = static_copy(execute(notebook))
-        except InputError as e:
-            print(f"gallery: {e}", file=sys.stderr)
-            return 2
+        executed = static_copy(execute(notebook))
         EXECUTED.mkdir(parents=True, exist_ok=True)
         write_atomic(copy, lambda path, nb=executed: nbformat.write(nb, path))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from rgb2pc_lib.command_line import run_resumable
+    from rgb2pc_lib.learning.runs import write_atomic
+    from rgb2pc_lib.views.report_html import execute, static_copy
+
+    run_resumable(main)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from torch import nn
 
 from rgb2pc_lib.data.pack_index import PackIndex
 from rgb2pc_lib.data.packs import FeaturePack, list_packs
@@ -81,8 +82,8 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     teacher  96
     """
     workspace.require(*["teacher"] * teacher, "experts")
-    if reserved := sorted(set(workspace.experts) & set(RESERVED)):
-        raise InputError(f"an expert cannot be called {', '.join(reserved)}; rename it in the workspace")
+    if bad := [n for n in workspace.experts if n in RESERVED or "." in n or not n or hasattr(nn.ModuleDict, n)]:
+        raise InputError(f"an expert cannot be called {', '.join(bad) or 'nothing'}; rename it, without dots")
     root = workspace.teacher if teacher else None
     files = list_teacher(root, workspace.teacher_tag) if root else {}
     packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
@@ -239,9 +240,9 @@ def split(
     aside: set[tuple[str, str]] = set()
     if by == "task":
         names = sorted(keys["task"].unique(), key=natural_key)
-        tasks, checked = _draw(names, share, validation, rng)
+        drawn = _draw(names, share, validation, rng)
         of = {t: {(t, e) for e in group["episode"]} for t, group in keys.groupby("task")}
-        out, aside = ({e for t in some for e in of[t]} for some in (tasks, checked))
+        out, aside = ({e for t in some for e in of[t]} for some in drawn)
     else:
         for task, group in keys.groupby("task", sort=True):
             names = sorted(group["episode"].unique(), key=natural_key)

@@ -91,9 +91,10 @@ def load_da3(device: str, path: Path) -> ImageEncoder:
         package_folder(package, "da3", INSTALL)
     path = weight_file(path, SOURCES["da3"])
     about, network = describe(path=path), backbone(_model(path))
-    wanted = network.pretrained.state_dict()
+    inner = network.get_submodule("pretrained")
+    wanted = inner.state_dict()
     state = {key: value for key, value in read_state(path, BACKBONE).items() if key in wanted}  # as the package does
-    name = fingerprint(path, fill(network.pretrained, state, path))
+    name = fingerprint(path, fill(inner, state, path))
     network.to(device)
 
     def features(x):  # [T, 3, h, w]: one window

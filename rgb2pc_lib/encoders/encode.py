@@ -39,9 +39,9 @@ def encode(
     >>> encode(load_encoder("vggt", weights="model.pt"), video[:20], stride=4).shape  # doctest: +SKIP
     torch.Size([4, 8, 28, 37, 2048])
     """
-    index, whole = windows(len(frames), window, stride), None
+    index, whole = windows(len(frames), window, stride), torch.empty(0)
     for place, tokens in encode_frames(encoder, frames, window, stride, batch):
-        whole = tokens.new_empty(len(index) * len(index[0]), *tokens.shape) if whole is None else whole
+        whole = tokens.new_empty(len(index) * len(index[0]), *tokens.shape) if not len(whole) else whole
         whole[place] = tokens
     return whole.unflatten(0, (len(index), -1))
 
@@ -74,7 +74,7 @@ def encode_frames(
             for t, found in enumerate(tokens(rows[0], rows[-1] + 1)):
                 yield w * len(rows) + t, found
         return
-    places = [[] for _ in range(len(frames))]
+    places: list[list[int]] = [[] for _ in range(len(frames))]
     for place, frame in enumerate(i for rows in index for i in rows):
         places[frame].append(place)
     start = 0

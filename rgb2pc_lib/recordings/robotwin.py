@@ -96,7 +96,7 @@ class EpisodeFile:
                 if clouds is not None:
                     whole = _cloud(clouds[i], None if to_camera is None else to_camera[i])
                     cloud = whole if K is None else in_image(whole, K[i], image.shape[:2])
-                if not checked and len(cloud):
+                if not checked and cloud is not None and len(cloud):
                     self._check_colours(cloud, image)
                     checked = True
                 yield image, cloud if cloud is not None and len(cloud) else None

@@ -17,12 +17,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, back_project, read_ply, transform, write_ply
+from rgb2pc_lib.data.files.guarded import check_npz
+from rgb2pc_lib.data.states import read_state
 from rgb2pc_lib.errors import InputError
 
 GL_HELP = (
@@ -128,9 +131,19 @@ class RecordConfig:
     def __post_init__(self):
         if self.frame not in ("camera", "world"):
             raise InputError(f"frame: expected camera or world, found {self.frame!r}")
-        for name, least in (("size", 16), ("steps", 2), ("points", 1), ("max_length", 2)):
-            if getattr(self, name) < least:
+        for name, least in (
+            ("size", 16), ("steps", 2), ("points", 1), ("max_length", 2), ("cell", 0), ("after_success", 0)
+        ):  # fmt: skip
+            if not getattr(self, name) >= least:
                 raise InputError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        if not 0 <= self.above_table <= 1:
+            raise InputError(f"above_table: expected a share, 0 to 1, found {self.above_table}")
+        if self.steps > self.max_length:
+            raise InputError(f"steps: an episode has at most max_length = {self.max_length}, found {self.steps}")
+        if not (np.array(self.workspace[0]) < np.array(self.workspace[1])).all():
+            raise InputError(f"workspace: expected its lowest corner and its highest, found {self.workspace}")
+        if not (self.view.distance > 0 and 0 < self.view.fovy < 180):
+            raise InputError(f"view: expected a distance above 0 m and 0 to 180 degrees, found {self.view}")
 
 
 STANDARD = RecordConfig()  # of the bundled sample
@@ -163,7 +176,7 @@ def task_name(name: str) -> str:
 class Scene:
     """One task with our camera in it; ``record`` rolls out its expert."""
 
-    renderer = None
+    renderer: Any = None  # mujoco's
 
     def __init__(self, task: str, config: RecordConfig = STANDARD):
         self.task = task_name(task)
@@ -236,7 +249,8 @@ class Scene:
         expert = EXPERTS[f"{self.task}-v3"]()
         self.env.seed(seed)
         observation, _ = self.env.reset()
-        snapshots, stop = [], self.config.max_length
+        snapshots: list[dict[str, np.ndarray]] = []
+        stop = self.config.max_length
         success = False
         while len(snapshots) < stop:
             action = np.clip(expert.get_action(observation), -1, 1).astype(np.float32)
@@ -293,6 +307,7 @@ class Scene:
         self.renderer.enable_segmentation_rendering()
         shown = pixel_labels(self._draw(), self._geom_labels)
         self.renderer.disable_segmentation_rendering()
+        assert cloud.uv is not None  # all points here were pixels
         u, v = cloud.uv.astype(int).T
         return shown[v, u]
 
@@ -469,8 +484,9 @@ def write_episode(root: str | Path, task: str, name: str, episode: Episode, jpeg
         os.replace(rgb / f"{step}.jpg.tmp", rgb / f"{step}.jpg")
         write_ply(clouds / f"{step}.ply", cloud)
     half_written = state.with_suffix(".tmp")
+    arrays: dict[str, Any] = episode.state
     with half_written.open("wb") as file:
-        np.savez_compressed(file, **episode.state)
+        np.savez_compressed(file, **arrays)
     os.replace(half_written, state)
 
 
@@ -524,22 +540,24 @@ def record_task(
 def _check_finished(root: Path, task: str, name: str, looks: Randomise, config: RecordConfig) -> int:
     """The seed of a finished episode, which must have been recorded with the same settings."""
     path = root / "state" / task / f"{name}.npz"
-    with np.load(path, allow_pickle=False) as state:
-        found = {
-            "randomised": bool(state["randomised"]),
-            "frame": str(state["frame"]),
-            "size": round(2 * float(state["K"][0, 2])),
-            "steps": len(state["steps"]),
-            "points": len(read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")),
-        }
-        asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
-        asked["randomised"] = bool(looks)
-        asked["steps"] = min(config.steps, int(state["time"][-1]) + 1)  # a short roll-out has no more
-        differing = [key for key in asked if asked[key] != found[key]]
-        if differing:
-            raise InputError(
-                f"{path}: expected an episode with {', '.join(f'{key} = {asked[key]}' for key in differing)}, "
-                f"found {', '.join(str(found[key]) for key in differing)}; "
-                "record into another folder, or ask for the settings of the first recording"
-            )
-        return int(state["seed"])
+    state = read_state(path)
+    wanted = {"randomised": ("b", ""), "frame": ("U", ""), "K": ("f", "33"), "seed": ("iu", ""), "time": ("iuf", "S")}
+    check_npz(path, state, wanted, "delete it, and the episode is recorded again")
+    found = {
+        "randomised": bool(state["randomised"]),
+        "frame": str(state["frame"]),
+        "size": round(2 * float(state["K"][0, 2])),
+        "steps": len(state["steps"]),
+        "points": len(read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")),
+    }
+    asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
+    asked["randomised"] = bool(looks)
+    asked["steps"] = min(config.steps, int(state["time"][-1]) + 1)  # a short roll-out has no more
+    differing = [key for key in asked if asked[key] != found[key]]
+    if differing:
+        raise InputError(
+            f"{path}: expected an episode with {', '.join(f'{key} = {asked[key]}' for key in differing)}, "
+            f"found {', '.join(str(found[key]) for key in differing)}; "
+            "record into another folder, or ask for the settings of the first recording"
+        )
+    return int(state["seed"])

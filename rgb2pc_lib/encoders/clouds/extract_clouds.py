@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,8 +156,8 @@ def extract_teacher(
     with tqdm(total=len(work.todo), desc=tag, unit="cloud", disable=not (progress and work.todo and not rank())) as bar:
         for some in _batches(work.todo, batch):
             read = [_read(encoder, path) for path, _ in some]
-            for _, same in groupby(zip(some, read, strict=True), key=lambda item: len(item[1][0])):
-                same = list(same)
+            for _, group in groupby(zip(some, read, strict=True), key=lambda item: len(item[1][0])):
+                same = list(group)
                 features = _encode(encoder, torch.from_numpy(np.stack([points for _, (points, _) in same])))
                 for i, ((path, target), (points, uv)) in enumerate(same):
                     one = {name: value[i].half() for name, value in features.items()}
@@ -214,7 +215,8 @@ def free_bytes(folder: Path) -> int:
 
 def fingerprint(network: nn.Module, *facts: str) -> str:
     """Sixteen hexadecimal digits that follow from the config, every weight, and what else decides the features."""
-    digest = hashlib.sha256(json.dumps(asdict(network.config)).encode())
+    config: Any = network.config
+    digest = hashlib.sha256(json.dumps(asdict(config)).encode())
     for name, value in network.state_dict().items():
         digest.update(name.encode() + value.numpy().tobytes())
     for fact in facts:

@@ -17,11 +17,11 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rgb2pc_lib.data.packs import first_line
 from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder, fingerprint
 from rgb2pc_lib.errors import InputError
 
@@ -102,7 +102,7 @@ class PointBert(nn.Module):
         tokens = self.reduce_dim(self.encoder(groups))
         x = torch.cat([self.cls_token.expand(len(points), -1, -1), tokens], 1)  # [B, 1 + G, width]
         place = torch.cat([self.cls_pos.expand(len(points), -1, -1), self.pos_embed(centres)], 1)
-        for block in self.blocks["blocks"]:
+        for block in self.blocks["blocks"].children():
             x = block(x + place)
         x = self.norm(x)
         return x[:, 0], x[:, 1:], centres
@@ -161,7 +161,7 @@ def farthest_points(xyz: Tensor, number: int) -> Tensor:
     N = xyz.shape[1]
     bits = min(9, N.bit_length() - 1)  # at most 512 threads
     index = torch.arange(N, device=xyz.device)
-    order = sum((index >> b & 1) << (bits - 1 - b) for b in range(bits)) if bits else index
+    order = sum(((index >> b & 1) << (bits - 1 - b) for b in range(bits)), torch.tensor(0)) if bits else index
     order = torch.argsort(order, stable=True)  # argmax takes the first of equals, so that order settles the ties
     x, y, z = xyz[:, order].unbind(-1)
     distance = torch.where(x * x + y * y + z * z > 1e-3, 1e10, -1.0)  # squared, to the nearest point chosen so far
@@ -191,7 +191,8 @@ def propagate(features: Tensor, centres: Tensor, xyz: Tensor, number: int = 3) -
     weights = 1 / (near.square() + 1e-8)
     weights = weights / weights.sum(-1, keepdim=True)
     batch = torch.arange(len(xyz), device=xyz.device)[:, None]
-    return sum(weights[..., i, None] * features[batch, index[..., i]] for i in range(index.shape[-1]))
+    mixed = (weights[..., i, None] * features[batch, index[..., i]] for i in range(index.shape[-1]))
+    return sum(mixed, torch.tensor(0))
 
 
 def unit_sphere(points: Tensor, frame: str = "camera") -> Tensor:
@@ -248,10 +249,10 @@ def read_checkpoint(name: str, path: Path | None, config: UlipConfig | None = No
         found = f"{path}: no such file" if path else "no weights are given"
         raise InputError(f"encoder '{name}': {found}; download {where} and give it with --weights")
     try:
-        with torch.serialization.safe_globals(_BESIDES_TENSORS):
+        with torch.serialization.safe_globals([argparse.Namespace]):  # settings; numpy's numbers `data.packs` allows
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as e:
-        reason = (str(e) or type(e).__name__).splitlines()[0]
+        reason = first_line(e)
         raise InputError(f"{path}: expected a checkpoint of {name}, found: {reason}; download {where} again") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     state = {str(k).removeprefix("module."): v for k, v in state.items()}
@@ -263,7 +264,7 @@ def read_checkpoint(name: str, path: Path | None, config: UlipConfig | None = No
     }
     blocks = {key.split(".")[3] for key in state if key.startswith("point_encoder.blocks.blocks.")}
     if wrong or len(blocks) != network.config.depth:
-        key, found = next(iter(wrong.items()), ("blocks", len(blocks)))
+        key, found = next(iter(wrong.items()), ("blocks", str(len(blocks))))
         raise InputError(
             f"{path}: expected the weights of {name} ({network.config.depth} blocks), found {len(blocks)} blocks, "
             f"and for {key}: {found}; the other network is --encoder {'ulip' if name == 'ulip2' else 'ulip2'}, "
@@ -276,15 +277,3 @@ def read_checkpoint(name: str, path: Path | None, config: UlipConfig | None = No
 def _is_zip(path):  # only such files can be mapped; those of torch before 1.6 are read whole
     with open(path, "rb") as file:
         return file.read(2) == b"PK"
-
-
-# plain values that the official files hold beside their tensors: settings, and figures as numpy scalars
-_BESIDES_TENSORS = [
-    argparse.Namespace,
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
-]

@@ -134,6 +134,7 @@ def test_the_order_of_points_and_the_other_clouds_do_not_matter(small, tmp_path)
 def test_official_files_are_read_with_what_stands_beside_the_weights(small, tmp_path):
     state, config = random_state(SMALL["ulip"]), SMALL["ulip"]
     numpy_values = {"best_acc1": np.float64(60.3), "best": np.float32(1), "step": np.int64(3)}
+    allowed = set(torch.serialization.get_safe_globals())
     for path in (
         official(tmp_path / "a.pt", state, **numpy_values),
         tmp_path / "old.pt",
@@ -147,6 +148,7 @@ def test_official_files_are_read_with_what_stands_beside_the_weights(small, tmp_
         assert all(torch.equal(read[name], value) for name, value in state.items())
     made_by = {load_cloud_encoder("ulip", tmp_path / "a.pt", frame=f).made_by for f in ("camera", "world")}
     assert len(made_by) == 2  # features of turned clouds are not mixed with those of others
+    assert set(torch.serialization.get_safe_globals()) == allowed  # packs with numpy's scalars stay readable
 
 
 class Trap:
