@@ -119,7 +119,8 @@ def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
     (30, 32, ['dinov3', 'vggt'])
     """
     steps = steps or (20 if FAST else 400)
-    config = Config(steps=steps, eval_every=0, save_every=steps, student_tokens=32).with_workspace(workspace)
+    chosen = {"student_tokens": 32, "pooling": "blocks2", "loss_mse": 1.0}  # on validation episodes of the sample
+    config = Config(steps=steps, eval_every=0, save_every=steps, **chosen).with_workspace(workspace)
     if FAST:
         tasks = sorted((p.name for p in workspace.require("teacher").teacher.iterdir()), key=natural_key)[:2]
         config = dataclasses.replace(config, tasks=tuple(tasks), batch_size=32, student_tokens=32)
