@@ -17,7 +17,8 @@ ROOMS = [  # arrows run downwards: a room imports from itself and from the rows 
     ["views"],
     ["judging"],
     ["deploy", "checks"],
-    ["encoders", "recordings"],
+    ["encoders/clouds", "recordings"],
+    ["encoders"],
     ["learning"],
     ["data"],
     [""],  # errors and the command line's shared part

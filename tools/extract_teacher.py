@@ -17,7 +17,7 @@ import torch
 
 from rgb2pc_lib.command_line import run_resumable
 from rgb2pc_lib.data.workspace import SAMPLE, Workspace
-from rgb2pc_lib.encoders.extract_clouds import ENCODERS, extract_teacher, free_bytes, load_cloud_encoder, plan
+from rgb2pc_lib.encoders.clouds.extract_clouds import ENCODERS, extract_teacher, free_bytes, load_cloud_encoder, plan
 from rgb2pc_lib.errors import InputError
 
 

@@ -18,8 +18,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=16, metavar="N", help="steps kept an episode, evenly spaced")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="height and width of the images, pixels")
     parser.add_argument("--points", type=int, default=1024, metavar="N", help="points a cloud")
-    parser.add_argument("--randomise", choices=["fixed", "random", "half"], default="half",
-                        help="camera, light, colours, textures, distractors; half: every second episode")  # fmt: skip
+    parser.add_argument("--randomise", choices=["fixed", "half", "mostly", "random"], default="half",
+                        help="camera, light, colours, textures, distractors of no episode, of every second one, "
+                             "of all but every fourth, or of all")  # fmt: skip
     parser.add_argument("--frame", choices=["camera", "world"], default="camera", help="frame of the clouds, metres")
     parser.add_argument("--jpeg_quality", type=int, default=85, metavar="Q", help="1 to 95")
     return parser.parse_args(argv)

@@ -23,8 +23,8 @@ import torch
 from tqdm import trange
 
 from rgb2pc_lib.data.workspace import CACHE
-from rgb2pc_lib.encoders.extract_clouds import fingerprint
-from rgb2pc_lib.encoders.points import (
+from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
+from rgb2pc_lib.encoders.clouds.points import (
     ContrastiveConfig,
     PointEncoder,
     contrastive,

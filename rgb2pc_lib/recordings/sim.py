@@ -106,6 +106,7 @@ class Randomise:
 
 
 FIXED = Randomise()
+LOOKS = {"fixed": (), "half": (1, 3), "mostly": (1, 2, 3), "random": (0, 1, 2, 3)}  # which of four episodes are random
 RANDOM = Randomise(camera=1.0, light=1.0, colour=1.0, texture=0.5, distractors=4)
 
 
@@ -118,8 +119,9 @@ class RecordConfig:
     points: int = 1024  # per cloud
     frame: str = "camera"  # of the clouds: "camera" (OpenCV axes) or "world" (uses the extrinsics, which RGB lacks)
     view: View = field(default_factory=View)
-    workspace: tuple = ((-0.45, 0.30, -0.03), (0.45, 1.00, 0.55))  # m, world: two corners of the box that is kept
-    above_table: float = 0.6  # share of the points on robot and objects, as far as so many are visible
+    workspace: tuple = ((-0.45, 0.30, -0.03), (0.45, 0.97, 0.55))  # m, world: what is kept; the table's wall is not
+    above_table: float = 0.85  # share of the points on robot and objects, as far as so many are visible
+    cell: float = 0.02  # m: cells of space above the table are equally likely to give a point; 0: pixels are
     max_length: int = 300  # control steps before an episode counts as failed
     after_success: int = 2  # control steps recorded after the first success
 
@@ -223,6 +225,7 @@ class Scene:
             "success": np.array(success),
             "randomised": np.array(bool(randomise)),
             "seed": np.array(seed),
+            "actions": np.stack([s["action"] for s in snapshots]),
             "frame": np.array(self.config.frame),
             "labels": np.array(labels, np.uint8).reshape(len(labels), self.config.points),
             "label_names": np.array(LABELS),
@@ -316,9 +319,11 @@ class Scene:
             )
         wanted = max(round(config.points * config.above_table), config.points - len(table))
         wanted = min(wanted, len(above))
-        pixels = np.concatenate(
-            [rng.choice(above, wanted, replace=False), rng.choice(table, config.points - wanted, replace=False)]
-        )
+        chance = _even(world[above], config.cell)
+        pixels = np.concatenate([
+            rng.choice(above, wanted, replace=False, p=chance),
+            rng.choice(table, config.points - wanted, replace=False),
+        ])  # fmt: skip
         return Cloud(
             (xyz if config.frame == "camera" else world)[pixels].astype(np.float32),
             image.reshape(-1, 3)[pixels],
@@ -419,6 +424,18 @@ def _build_environment(task: str, view: View):
         return ENVIRONMENTS[f"{task}-v3-goal-observable"](seed=0)
 
 
+def _even(xyz: np.ndarray, cell: float) -> np.ndarray | None:
+    """Chance of each point `[N]` to be drawn, such that every occupied cell of space (m) has the same.
+
+    Else a thin ring far from the camera, a few dozen pixels, is lost beside the arm that stands before it.
+    """
+    if not cell or not len(xyz):
+        return None
+    _, which, count = np.unique(np.floor(xyz / cell), axis=0, return_inverse=True, return_counts=True)
+    weight = 1 / count[which.ravel()]
+    return weight / weight.sum()
+
+
 def _open_renderer(model, size: int):
     try:
         return mujoco.Renderer(model, size, size)
@@ -468,11 +485,12 @@ def record_task(
 ) -> Iterator[tuple[str, int, str]]:
     """Record ``episode_0000`` ... of one task, each from the next seed at which the expert succeeds.
 
-    ``randomise`` is fixed, random, or half (every second episode is random). Finished episodes are left alone.
+    ``randomise`` is fixed, random, half (every second episode is random) or mostly (all but every fourth are).
+    Finished episodes are left alone.
     Yields (episode, seed, outcome), outcome being ``recorded``, ``kept`` (was there already) or ``failed``.
     """
-    if randomise not in ("fixed", "random", "half"):
-        raise InputError(f"randomise: expected fixed, random or half, found {randomise!r}")
+    if randomise not in LOOKS:
+        raise InputError(f"randomise: expected {', '.join(LOOKS)}; found {randomise!r}")
     if episodes < 1 or first_seed < 0 or not 1 <= jpeg_quality <= 95:
         found = f"episodes {episodes}, first seed {first_seed}, JPEG quality {jpeg_quality}"
         raise InputError(f"expected 1 episode or more, a first seed of 0 or more, a quality of 1 to 95; found {found}")
@@ -481,7 +499,7 @@ def record_task(
     try:
         for index in range(episodes):
             name = f"episode_{index:04d}"
-            looks = RANDOM if randomise == "random" or (randomise == "half" and index % 2) else FIXED
+            looks = RANDOM if index % 4 in LOOKS[randomise] else FIXED
             if (Path(root) / "state" / task / f"{name}.npz").exists():
                 kept = _check_finished(Path(root), task, name, looks, config)
                 yield name, kept, "kept"

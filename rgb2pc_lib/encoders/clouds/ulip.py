@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rgb2pc_lib.encoders.extract_clouds import CloudEncoder, fingerprint
+from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder, fingerprint
 from rgb2pc_lib.errors import InputError
 
 HUB = "https://huggingface.co/datasets/SFXX/ulip"

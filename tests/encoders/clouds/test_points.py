@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
 from rgb2pc_lib.data.workspace import PROJECT, SAMPLE, Workspace
-from rgb2pc_lib.encoders.extract_clouds import fingerprint, list_clouds, read_cloud
-from rgb2pc_lib.encoders.points import (
+from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint, list_clouds, read_cloud
+from rgb2pc_lib.encoders.clouds.points import (
     ContrastiveConfig,
     PointConfig,
     PointEncoder,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from rgb2pc_lib.encoders import ulip
-from rgb2pc_lib.encoders.extract_clouds import load_cloud_encoder
-from rgb2pc_lib.encoders.ulip import (
+from rgb2pc_lib.encoders.clouds import ulip
+from rgb2pc_lib.encoders.clouds.extract_clouds import load_cloud_encoder
+from rgb2pc_lib.encoders.clouds.ulip import (
     Ulip,
     UlipConfig,
     farthest_points,

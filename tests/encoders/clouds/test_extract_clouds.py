@@ -13,8 +13,8 @@ import torch
 from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply, write_ply
 from rgb2pc_lib.data.teacher import list_teacher, read_points, teacher_table
 from rgb2pc_lib.data.workspace import PROJECT
-from rgb2pc_lib.encoders import ulip
-from rgb2pc_lib.encoders.extract_clouds import (
+from rgb2pc_lib.encoders.clouds import ulip
+from rgb2pc_lib.encoders.clouds.extract_clouds import (
     CloudEncoder,
     extract_teacher,
     fingerprint,
@@ -24,7 +24,7 @@ from rgb2pc_lib.encoders.extract_clouds import (
     read_cloud,
     sample_points,
 )
-from rgb2pc_lib.encoders.points import PointConfig, PointEncoder, load_pointnet, save_point_encoder
+from rgb2pc_lib.encoders.clouds.points import PointConfig, PointEncoder, load_pointnet, save_point_encoder
 from rgb2pc_lib.errors import InputError
 
 TINY = PointConfig(hidden=32, embed_dim=32, octaves=4)

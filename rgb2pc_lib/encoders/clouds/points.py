@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rgb2pc_lib.data.workspace import PROJECT
-from rgb2pc_lib.encoders.extract_clouds import GREY, CloudEncoder, fingerprint, list_clouds, read_cloud
+from rgb2pc_lib.encoders.clouds.extract_clouds import GREY, CloudEncoder, fingerprint, list_clouds, read_cloud
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.losses import info_nce
 from rgb2pc_lib.learning.models import initialise

@@ -1,0 +1,1 @@
+"""Point clouds become teacher files."""
