@@ -34,14 +34,22 @@ def entries(folder: Path, *endings: str) -> list[Path]:
 
     Nothing for a folder that is not there. Raises InputError naming one that cannot be read.
     """
+    return [folder / name for name in sorted(_names(folder, endings), key=natural_key)]
+
+
+def first(folder: Path, *endings: str) -> Path | None:
+    """One of a folder's entries, always the same, or none where there is none; quicker than all of them in order."""
+    return folder / name if (name := min(_names(folder, endings), default="")) else None
+
+
+def _names(folder: Path, endings: tuple[str, ...]) -> list[str]:
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as e:
         raise InputError(f"{folder}: cannot be listed ({e.strerror}); give yourself the right to read it") from None
-    fits = [n for n in names if is_data(n) and (not endings or n.lower().endswith(endings))]
-    return [folder / n for n in sorted(fits, key=natural_key)]
+    return [n for n in names if is_data(n) and (not endings or n.lower().endswith(endings))]
 
 
 def is_data(name: str) -> bool:
@@ -70,15 +78,23 @@ def episodes(root: Path) -> Iterator[tuple[str, Path]]:
             yield task.name, path
 
 
-def steps(root: Path, endings: tuple[str, ...]) -> dict[tuple[str, str], dict[str, Path]]:
+def steps(
+    root: Path, endings: tuple[str, ...], faults: dict[tuple[str, str], str] | None = None
+) -> dict[tuple[str, str], dict[str, Path]]:
     """(task, episode) -> step -> its file `<root>/<task>/<episode>/<step><ending>`, in the order of time.
 
-    Raises InputError for a step that stands there twice.
+    Raises InputError for a step that stands there twice, and for frames of two series: with `faults`, these are put
+    there by episode, which is left out, instead.
     """
     found = {}
     for task, folder in episodes(root):
-        if here := folder.is_dir() and steps_of(folder, endings):
-            found[task, folder.name] = here
+        try:
+            if here := folder.is_dir() and steps_of(folder, endings):
+                found[task, folder.name] = here
+        except InputError as e:
+            if faults is None:
+                raise
+            faults[task, folder.name] = str(e)
     return found
 
 
@@ -102,9 +118,9 @@ def steps_of(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
 
 
 def walk(source: Path, *endings: str) -> list[Path]:
-    """Every file below a folder that is data and has one of the endings, in the order of numbers; links are followed.
+    """Every file below a folder that is data and has one of the endings: those of a folder first, then its folders'.
 
-    A link to a folder that it lies in itself is not followed again.
+    Links are followed, but not one to a folder that it lies in itself.
     """
     found: list[Path] = []
 
@@ -112,14 +128,14 @@ def walk(source: Path, *endings: str) -> list[Path]:
         real = os.path.realpath(folder)
         if real in above:
             return
-        for path in entries(folder):
+        here = entries(folder)
+        found.extend(p for p in here if p.name.lower().endswith(endings) and not p.is_dir())
+        for path in here:
             if path.is_dir():
                 look(path, (*above, real))
-            elif path.name.lower().endswith(endings):
-                found.append(path)
 
     look(source, ())
-    return sorted(found, key=lambda p: [natural_key(part) for part in p.relative_to(source).parts])
+    return found
 
 
 # -- names

@@ -23,7 +23,7 @@ def as_bytes(colours: np.ndarray, what: str) -> np.ndarray:
     >>> as_bytes(np.array([[0.0, 1.0, 0.5]]), "a.ply").tolist(), as_bytes(np.array([[65535, 0, 39168]]), "").tolist()
     ([[0, 255, 128]], [[255, 0, 152]])
     """
-    colours = numbers(colours, f"{what}: colours")
+    colours = numbers(colours, what, "colours")
     if colours.dtype == np.uint8 or not colours.size:
         return colours.astype(np.uint8)
     colours = colours if (whole := colours.dtype.kind in "iub") else colours.astype(np.float64)
@@ -38,7 +38,7 @@ def as_bytes(colours: np.ndarray, what: str) -> np.ndarray:
 
 def as_positions(xyz: np.ndarray, what: str) -> np.ndarray:
     """Positions `[N, 3]` as float32, by the rule above. Raises InputError naming `what` for others."""
-    xyz = numbers(xyz, f"{what}: positions")
+    xyz = numbers(xyz, what, "positions")
     with np.errstate(over="ignore"):
         single = xyz.astype(np.float32)
     if xyz.size and xyz.dtype not in (np.float32, np.float16):
@@ -51,17 +51,19 @@ def as_positions(xyz: np.ndarray, what: str) -> np.ndarray:
     return single
 
 
-def numbers(values: np.ndarray, what: str) -> np.ndarray:
-    """The values, after a look: real numbers, all of them finite. Raises InputError naming `what` otherwise."""
+def numbers(values: np.ndarray, what: str, of: str) -> np.ndarray:
+    """What is known of points, `[N, ...]`, after a look: real numbers, all of them finite.
+
+    Raises InputError naming `what` and counting the points otherwise.
+    """
     values = np.asarray(values)
     if values.dtype.kind not in "fiub":
-        raise InputError(f"{what}: expected numbers, found {values.dtype}")
+        raise InputError(f"{what}: expected {of} as numbers, found {values.dtype}; write them so")
     if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
         bad = ~np.isfinite(values)
         if bad.any():
             rows = bad.reshape(len(bad), -1).any(1) if values.ndim else bad
-            found = f"NaN or infinite ones in {rows.sum()} of {rows.size} rows"
-            raise InputError(f"{what}: expected finite numbers, found {found}; leave these out")
+            raise InputError(f"{what}: expected finite {of}, found {rows.sum()} points without; remove those points")
     return values
 
 

@@ -7,18 +7,19 @@ a batch only looks rows up.
 from __future__ import annotations
 
 import functools
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
+from rgb2pc_lib.data.listing import IMAGES, first, natural_key, timeline
 from rgb2pc_lib.data.pack_index import PackIndex
 from rgb2pc_lib.data.packs import FeaturePack, list_packs
+from rgb2pc_lib.data.pictures import image_size
 from rgb2pc_lib.data.teacher import TeacherFile, list_teacher
-from rgb2pc_lib.data.workspace import Workspace, natural_key
+from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 
 OK = "ok"
@@ -33,12 +34,14 @@ class Pairing:
     """What every expert and the teacher have, opened once.
 
     `table` has the columns task, episode, step, time, one per expert, and teacher; the last ones hold "ok" or the
-    reason why that step is missing there. `time` is the number in the step's name (its rank where it has none).
+    reason why that step is missing there. `time` is the number that counts the step, or its rank
+    (`listing.timeline`). `notes` tell what was assumed about the packs.
     """
 
     table: pd.DataFrame
     packs: dict[str, dict[tuple[str, str], FeaturePack]]  # expert -> (task, episode) -> pack
     teacher: dict[tuple[str, str], dict[str, TeacherFile]]  # (task, episode) -> step -> file
+    notes: list[str] = field(default_factory=list)
 
     @property
     def experts(self) -> list[str]:
@@ -73,13 +76,11 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     workspace.require(*["teacher"] * teacher, "experts")
     if reserved := sorted(set(workspace.experts) & set(RESERVED)):
         raise InputError(f"an expert cannot be called {', '.join(reserved)}; rename it in the workspace")
-    files = list_teacher(workspace.teacher, workspace.teacher_tag) if teacher else {}
     packs: dict[str, dict] = {name: {} for name in workspace.experts}
     broken: dict[tuple[str, tuple[str, str]], str] = {}
-    for path in workspace.teacher.glob("*/*.zarr") if teacher else ():
-        key = (path.parent.name, path.stem)
-        if key not in files and (not tasks or key[0] in tasks):
-            broken["teacher", key] = f"{path}: no frame_paths.json, so its steps cannot be paired by name"
+    faults: dict[tuple[str, str], str] = {}
+    files = list_teacher(workspace.teacher, workspace.teacher_tag, faults) if teacher else {}
+    broken |= {("teacher", key): said for key, said in faults.items() if not tasks or key[0] in tasks}
     raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
     for name, root in workspace.experts.items():
         index = PackIndex(root)
@@ -87,10 +88,18 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
             if tasks and key[0] not in tasks:
                 continue
             try:
-                packs[name][key] = index.open(path, name, raw_size(key))
+                pack = index.open(path, name, raw_size(key))
+                in_one_series(path, pack.copies)
+                packs[name][key] = pack
             except InputError as e:
                 broken[name, key] = str(e)
         index.save()
+    for key, steps in [*files.items()]:
+        try:
+            in_one_series(workspace.teacher / key[0] / key[1], steps)
+        except InputError as e:
+            broken["teacher", key] = str(e)
+            del files[key]
     episodes = sorted(
         {*files, *(k for found in packs.values() for k in found), *(key for _, key in broken)},
         key=lambda k: (natural_key(k[0]), natural_key(k[1])),
@@ -104,17 +113,18 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     for key in episodes:
         have = {name: found[key].copies if key in found else None for name, found in packs.items()}
         have["teacher"] = files.get(key)
-        steps = sorted({s for steps in have.values() if steps for s in steps}, key=natural_key)
-        steps = steps or [""]  # nothing of this episode is readable: one row that says why
+        when = timeline({s for steps in have.values() if steps for s in steps}, one_series=False)
+        when = when or {"": 0}  # nothing of this episode is readable: one row that says why
+        steps = list(when)
         columns["task"] += [key[0]] * len(steps)
         columns["episode"] += [key[1]] * len(steps)
         columns["step"] += steps
-        columns["time"] += _times(steps)
+        columns["time"] += when.values()
         for name, there in have.items():
             missing = broken.get((name, key), NO_EPISODE)
             columns[name] += [missing if there is None else OK if step in there else NO_STEP for step in steps]
     _same_layout(packs)
-    return Pairing(pd.DataFrame(columns), packs, files)
+    return Pairing(pd.DataFrame(columns), packs, files, _doubts(packs))
 
 
 @dataclass(frozen=True)
@@ -282,21 +292,34 @@ def _missing_message(pairing: Pairing, members, lacking) -> str:
     return "; ".join(parts) + ". Use --pairing_fallback skip or random, or re-extract what is missing"
 
 
-def _times(steps: list[str]) -> list[int]:
-    numbers = [re.search(r"(\d+)$", s) for s in steps]
-    return [int(n[1]) for n in numbers] if all(numbers) else list(range(len(steps)))
+def in_one_series(path: Path, steps: Iterable[str]) -> None:
+    """Raises InputError naming the file or folder whose steps are frames of two series."""
+    try:
+        timeline(steps)
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from None
+
+
+def _doubts(packs) -> list[str]:
+    """What was assumed about where grids lie, one line for each expert and reason."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for name, by_episode in packs.items():
+        for pack in by_episode.values():
+            if pack.doubt:
+                found.setdefault((name, pack.doubt), []).append(pack.path)
+    return [
+        f"{name}: {doubt} ({len(paths)} of {len(packs[name])} packs, such as {paths[0]})"
+        for (name, doubt), paths in found.items()
+    ]
 
 
 def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None:
-    """Height and width in pixels of an episode's RGB frames, where there are any."""
-    folder = rgb and rgb / key[0] / key[1]
-    if not folder or not folder.is_dir():
+    """Height and width in pixels of an episode's RGB frames, where there are any that can be read."""
+    frame = first(rgb / key[0] / key[1], *IMAGES) if rgb else None
+    try:
+        return frame and image_size(frame)
+    except InputError:  # whoever needs this frame is told
         return None
-    frame = next((p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg")), None)
-    if frame is None:
-        return None
-    with Image.open(frame) as image:
-        return image.height, image.width
 
 
 def _same_layout(packs) -> None:

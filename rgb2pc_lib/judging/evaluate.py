@@ -20,8 +20,9 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from rgb2pc_lib.data.listing import tasks as list_tasks
 from rgb2pc_lib.data.sampling import Gatherer, lattice, ordered_plans
-from rgb2pc_lib.data.workspace import FAST, Workspace, natural_key, portable
+from rgb2pc_lib.data.workspace import FAST, Workspace, portable
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import agreement, knn_overlap, linear_cka, retrieval
 from rgb2pc_lib.learning.prepare import Data
@@ -172,8 +173,8 @@ def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
     steps = steps or (20 if FAST else 400)
     config = Config(steps=steps, eval_every=0, save_every=steps, student_tokens=32, amp=True).with_workspace(workspace)
     if FAST:
-        tasks = sorted((p.name for p in workspace.require("teacher").teacher.iterdir()), key=natural_key)[:2]
-        config = dataclasses.replace(config, tasks=tuple(tasks), batch_size=32, student_tokens=32)
+        tasks = tuple(list_tasks(workspace.require("teacher").teacher)[:2])
+        config = dataclasses.replace(config, tasks=tasks, batch_size=32, student_tokens=32)
     return config
 
 

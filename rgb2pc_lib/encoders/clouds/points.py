@@ -220,10 +220,15 @@ def rotation(vector: Tensor) -> Tensor:
 
 
 def load_clouds(*roots: Path, progress: bool = True) -> tuple[Tensor, Tensor]:
-    """All clouds under some roots: points `[S, N, 6]` float16 (exact to a millimetre at 2 m) and episodes `[S]`."""
+    """All clouds under some roots: points `[S, N, 6]` and episodes `[S]`.
+
+    Points are float16, which tells millimetres up to 4 m; float32 where some are farther away.
+    """
     episodes = [paths for root in roots for paths in list_clouds(root).values()]
     bar = tqdm([path for paths in episodes for path in paths], unit="cloud", disable=not progress)
-    points = [torch.from_numpy(read_cloud(path)[0]).half() for path in bar]
+    points = [torch.from_numpy(read_cloud(path)[0]) for path in bar]
+    if all(some[:, :3].abs().max() <= 4 for some in points):
+        points = [some.half() for some in points]
     sizes = {len(p) for p in points}
     if len(sizes) > 1:
         found = f"{min(sizes)} to {max(sizes)} points"
