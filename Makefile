@@ -8,10 +8,10 @@ EXPERTS := efficientnet xfeat disk daisy
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install features demo compact report test lab record teacher bench clean
+.PHONY: help install features demo compact report test lab docs gallery record proof-data teacher bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  make \1\t/' | expand -t 18
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -24,7 +24,7 @@ $(VENV)/core: pyproject.toml constraints.txt requirements-nodeps.txt | $(BIN)/py
 	@touch $@
 
 $(VENV)/tests: $(VENV)/core
-	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,backbones,import,deploy,sim,test]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,backbones,import,deploy,sim,docs,test]'
 	@touch $@
 
 $(VENV)/sim: $(VENV)/core
@@ -58,6 +58,16 @@ report: features  ## one HTML page about the judged runs, for sharing: runs/repo
 lab: features  ## open the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.
 
+$(VENV)/docs: $(VENV)/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,docs]'
+	@touch $@
+
+docs: $(VENV)/docs  ## the documentation, as pages that need no network: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+gallery: compact $(VENV)/docs  ## execute the notebooks, so that `make docs` shows their results
+	$(BIN)/python docs/gallery.py
+
 test: $(VENV)/tests features  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -68,14 +78,18 @@ bench: $(VENV)/core  ## benchmarks: ratios against their targets (a smaller run:
 record: $(VENV)/sim  ## record the sample's episodes anew, into data/cache/recorded
 	$(BIN)/python tools/record_sim.py --out data/cache/recorded
 
-CLOUDS := data/cache/teacher_clouds
-TASKS := drawer-open door-open assembly hammer peg-insert-side window-open button-press-topdown bin-picking drawer-close \
-	door-close window-close button-press pick-place push faucet-open lever-pull shelf-place plate-slide handle-press \
-	coffee-button
+EPISODES ?= 88
+proof-data: $(VENV)/sim  ## record and extract the episodes behind the tables (half an hour, 5 GB; less: EPISODES=8)
+	$(BIN)/python tools/record_sim.py --out data/cache/proof --episodes $(EPISODES) --first_seed 5000 --randomise mostly
+	$(BIN)/python tools/extract_teacher.py --workspace data/proof.toml
+	$(BIN)/python tools/extract_features.py --workspace data/proof.toml --encoder efficientnet xfeat daisy
+
+TASKS := drawer-open door-open assembly hammer peg-insert-side window-open button-press-topdown bin-picking pick-place push \
+	faucet-open lever-pull shelf-place plate-slide handle-press coffee-button basketball box-close dial-turn stick-push
 teacher: $(VENV)/sim  ## record the teacher's clouds and train it anew, into data/cache/teacher (20 minutes)
-	$(BIN)/python tools/record_sim.py --tasks $(TASKS) --out $(CLOUDS)/random --randomise random --first_seed 1000 --episodes 24
-	$(BIN)/python tools/record_sim.py --tasks $(TASKS) --out $(CLOUDS)/fixed --randomise fixed --first_seed 2000 --episodes 16
+	$(BIN)/python tools/record_sim.py --tasks $(TASKS) --out data/cache/other_seeds --randomise mostly --first_seed 1000 \
+		--episodes 40
 	$(BIN)/python tools/train_teacher.py
 
-clean:  ## remove what was derived: caches and runs
-	rm -rf data/cache runs
+clean:  ## remove what was derived: caches, runs and the site
+	rm -rf data/cache runs site

@@ -23,7 +23,8 @@ _HOMES = {
     "deploy.compact": ["CompactConfig", "CompactRun"],
     "deploy.compress": ["train_compact", "export_run"],
     "deploy.share": ["share"],
-    "judging.evaluate": ["judged_config", "line_up", "judge", "gap_closed", "verdict"],
+    "judging.evaluate": ["judged_config", "line_up", "judge"],
+    "judging.verdicts": ["gap_closed", "verdict"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from rgb2pc_lib.errors import InputError
 
 
-def add_flag(parser: ArgumentParser, field: dataclasses.Field, kind: type, default) -> None:
-    """The flag of a setting (a field made by `runs.option`): its name, help, type and choices.
+def add_flag(parser: ArgumentParser, field: dataclasses.Field[Any], kind: type, default: Any) -> None:
+    """The flag of a setting (a field made by `settings.option`): its name, help, type and choices.
 
     >>> add_flag(parser, dataclasses.fields(Config)[-1], int, 100)  # doctest: +SKIP
     """
     name, text, choices = f"--{field.name}", field.metadata["help"], field.metadata["choices"]
     if kind is bool:
         parser.add_argument(name, action=ActionYesNo(no_prefix="no_"), default=default, help=text)
+    elif field.name == "amp":
+        parser.add_argument(name, nargs="?", const="on", choices=choices, default=default, help=f"{text}; bare: on")
     elif choices:
         parser.add_argument(name, choices=choices, default=default, help=text)
     else:

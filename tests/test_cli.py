@@ -32,7 +32,7 @@ def test_every_documented_flag(left, tmp_path):
     assert out.returncode == 0, out.stderr
     run = Run.open(tmp_path)
     c = run.config
-    assert (c.fusion, c.loss_mse, c.tasks, c.amp, c.seed, c.teacher_points) == ("moe", 1.0, ("push",), True, 3, 3)
+    assert (c.fusion, c.loss_mse, c.tasks, c.amp, c.seed, c.teacher_points) == ("moe", 1.0, ("push",), "on", 3, 3)
     assert "held-out" in out.stdout and str(run.summary["n_held_out"]) in out.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "config.json", "embeddings.npz", "metrics.jsonl", "model.safetensors", "state.pt", "summary.json",

@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rgb2pc_lib.deploy.embed import Embedder, embed_frames, save_embeddings
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib import Embedder, InputError
+from rgb2pc_lib.deploy.embed import embed_frames, save_embeddings
 
 
 def main(argv=None) -> int:

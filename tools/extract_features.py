@@ -12,10 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from rgb2pc_lib.data.workspace import SAMPLE, Workspace
-from rgb2pc_lib.encoders.extract import DTYPES, disk_needs, extract
+from rgb2pc_lib import InputError, Workspace
+from rgb2pc_lib.data.workspace import SAMPLE
+from rgb2pc_lib.encoders.extract import disk_needs, extract
 from rgb2pc_lib.encoders.images import EXPERTS, describe, load_encoder, locate_weights
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.encoders.pack_file import DTYPES
 from rgb2pc_lib.learning.ranks import own_cores, own_device
 
 

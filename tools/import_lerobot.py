@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from rgb2pc_lib.command_line import run_resumable
-from rgb2pc_lib.recordings.importers import SAVE, import_recordings, slug, write_workspace
+from rgb2pc_lib.recordings.importers import SAVE, import_workspace
 from rgb2pc_lib.recordings.lerobot import list_lerobot
 
 
@@ -30,8 +30,7 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse(argv)
     recordings = list_lerobot(args.source, args.camera)
-    written, kept = import_recordings(recordings, args.source, args.out, args.every, args.image)
-    print(f"{written} episodes written, {kept} kept; the workspace: {write_workspace(args.out, slug(args.name))}")
+    print(import_workspace(recordings, args.source, args.out, args.name, args.every, args.image))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from rgb2pc_lib.command_line import run_resumable
-from rgb2pc_lib.recordings.importers import SAVE, import_recordings, slug, write_workspace
+from rgb2pc_lib.recordings.importers import SAVE, import_workspace
 from rgb2pc_lib.recordings.robotwin import RobotwinOptions, list_robotwin
 
 
@@ -34,8 +34,7 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse(argv)
     recordings = list_robotwin(args.source, RobotwinOptions(args.camera, args.channels, args.cloud_frame))
-    written, kept = import_recordings(recordings, args.source, args.out, args.every, args.image)
-    print(f"{written} episodes written, {kept} kept; the workspace: {write_workspace(args.out, slug(args.name))}")
+    print(import_workspace(recordings, args.source, args.out, args.name, args.every, args.image))
 
 
 if __name__ == "__main__":

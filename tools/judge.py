@@ -1,6 +1,6 @@
 """Train and judge: both fusions, each expert alone and the shuffled control, over several seeds, on held-out episodes.
 
-Prints the table and the share of the gap between best expert and teacher that the students close; writes both as CSV
+Prints the table and the share of the gap between best rival and teacher that the students close; writes both as CSV
 into --out and a figure into figures/. Finished runs in --out are kept, unfinished ones resumed.
 
     python tools/judge.py --seeds 3 --out runs/judge
@@ -13,9 +13,9 @@ import os
 import sys
 from pathlib import Path
 
-from rgb2pc_lib.data.workspace import RUNS, SAMPLE, Workspace
-from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import gap_closed, judge, judged_config, line_up, mean_table
+from rgb2pc_lib import InputError, Workspace, gap_closed, judge, judged_config, line_up
+from rgb2pc_lib.data.workspace import RUNS, SAMPLE
+from rgb2pc_lib.judging.verdicts import mean_table
 from rgb2pc_lib.views.notebook import train_missing
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     closed.to_csv(a.out / "gap_closed.csv", index=False)
     print(f"\nHeld-out episodes, mean over {a.seeds} seeds (R2 within task; cm: median error):\n")
     print(mean_table(long).T.to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))
-    print("\nGap closed = (student - best expert) / (teacher - best expert), with a 95 % interval over seeds:\n")
+    print("\nGap closed = (student - best rival) / (teacher - best rival), with a 95 % interval over seeds:\n")
     print(closed.to_string(index=False, float_format=lambda v: f"{v:.2f}", na_rep="-"))
     out = os.path.relpath(a.out)
     figure = save_figure(judgement_figure(long), a.figure, out=out, seeds=a.seeds, steps=config.steps)

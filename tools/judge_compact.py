@@ -10,9 +10,7 @@ import argparse
 import os
 import sys
 
-from rgb2pc_lib.deploy.compact import CompactRun
-from rgb2pc_lib.deploy.compress import export_run
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib import CompactRun, InputError, export_run
 from rgb2pc_lib.judging.ledger import advantage_kept, judge
 from rgb2pc_lib.views.compact import ledger_figure
 from rgb2pc_lib.views.plots import save_figure

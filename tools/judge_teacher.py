@@ -15,11 +15,11 @@ import torch
 from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
-from rgb2pc_lib.data.workspace import SAMPLE, Workspace
+from rgb2pc_lib import InputError, Workspace
+from rgb2pc_lib.data.workspace import SAMPLE
 from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds, read_cloud
 from rgb2pc_lib.encoders.clouds.points import PointEncoder, load_point_encoder
-from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import load_targets, probe
+from rgb2pc_lib.judging.probes import load_targets, probe
 
 
 def parse(argv=None) -> argparse.Namespace:

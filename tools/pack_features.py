@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib import InputError
 from rgb2pc_lib.recordings.convert import DTYPES, convert
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import nbformat
 
-from rgb2pc_lib.data.workspace import RUNS, SAMPLE, Workspace, portable
-from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib import InputError, Run, Workspace
+from rgb2pc_lib.data.workspace import RUNS, SAMPLE, portable
+from rgb2pc_lib.learning.runs import write_atomic
 from rgb2pc_lib.views.report import Report
 from rgb2pc_lib.views.report_html import execute, static_copy, write_html
 

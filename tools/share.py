@@ -7,8 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rgb2pc_lib.deploy.share import share
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib import InputError, share
 
 
 def main(argv=None) -> int:

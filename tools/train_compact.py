@@ -16,11 +16,9 @@ import typing
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 from tqdm import tqdm
 
+from rgb2pc_lib import CompactConfig, CompactRun, InputError, export_run, train_compact
 from rgb2pc_lib.command_line import add_flag
 from rgb2pc_lib.data.workspace import portable
-from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
-from rgb2pc_lib.deploy.compress import export_run, train_compact
-from rgb2pc_lib.errors import InputError
 
 FOLDERS = ("run", "backbone_weights", "save_dir")
 

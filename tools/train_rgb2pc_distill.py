@@ -22,12 +22,10 @@ import typing
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from tqdm import tqdm
 
+from rgb2pc_lib import Config, InputError, Run, Workspace, train
 from rgb2pc_lib.command_line import add_flag
-from rgb2pc_lib.data.workspace import SAMPLE, Workspace, parse_expert_root, portable
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.data.workspace import SAMPLE, parse_expert_root, portable
 from rgb2pc_lib.learning import ranks
-from rgb2pc_lib.learning.runs import Config, Run
-from rgb2pc_lib.learning.train import train
 
 ROOTS = ("pc_root", "vis_roots", "rgb_root", "state_root", "cloud_root", "teacher_tag")
 

@@ -1,16 +1,11 @@
-"""Train the sample's label-free teacher: a point encoder, contrastively, on simulated clouds. Needs the extra `sim`.
+"""Train the sample's teacher: a point encoder that foretells, from clouds, what the robot is about to do.
 
-The shipped weights, data/teacher/pointnet.safetensors, are these commands:
+The shipped weights, data/teacher/pointnet.safetensors, are `make teacher`: clouds of twenty tasks from seeds of their
+own, none of which the sample or the proof uses. The same clouds, seed, thread count and kind of processor give the same
+weights. Its rivals, on the same clouds:
 
-    TASKS="drawer-open door-open assembly hammer peg-insert-side window-open button-press-topdown bin-picking
-        drawer-close door-close window-close button-press pick-place push faucet-open lever-pull shelf-place
-        plate-slide handle-press coffee-button"
-    OUT=data/cache/teacher_clouds
-    python tools/record_sim.py --tasks $TASKS --out $OUT/random --randomise random --first_seed 1000 --episodes 24
-    python tools/record_sim.py --tasks $TASKS --out $OUT/fixed --randomise fixed --first_seed 2000 --episodes 16
-    python tools/train_teacher.py --out data/teacher/pointnet.safetensors
-
-The same clouds, seed, thread count and kind of processor give the same weights.
+    python tools/train_teacher.py --foretelling 0 --contrast 1 --out ...   # plain contrastive
+    python tools/train_teacher.py --supervised --out ...                   # told where the object is: the upper bound
 """
 
 import argparse
@@ -22,39 +17,32 @@ from pathlib import Path
 import torch
 from tqdm import trange
 
+from rgb2pc_lib import InputError
 from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
-from rgb2pc_lib.encoders.clouds.points import (
-    ContrastiveConfig,
-    PointEncoder,
-    contrastive,
-    load_clouds,
-    save_point_encoder,
-)
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.encoders.clouds.foretell import ForetellConfig, foretell, load_recorded
+from rgb2pc_lib.encoders.clouds.points import PointEncoder, save_point_encoder
 
-RECORDED = CACHE / "teacher_clouds"
+RECORDED = CACHE / "other_seeds"
 
 
 def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--recorded", type=Path, nargs="+", default=[RECORDED],
+                   help="folders of tools/record_sim.py (default: data/cache/other_seeds)")  # fmt: skip
+    p.add_argument("--out", type=Path, default=CACHE / "teacher" / "pointnet.safetensors",
+                   help="the weights (default: data/cache/teacher/pointnet.safetensors)")  # fmt: skip
+    p.add_argument("--steps", type=int, default=ForetellConfig.steps,
+                   help="optimiser steps (default: %(default)s)")  # fmt: skip
+    p.add_argument("--foretelling", type=float, default=ForetellConfig.foretelling,
+                   help="weight of what is foretold (default: %(default)s)")  # fmt: skip
+    p.add_argument("--contrast", type=float, default=ForetellConfig.contrast,
+                   help="weight of InfoNCE between two views of a cloud (default: %(default)s)")  # fmt: skip
     p.add_argument(
-        "--clouds",
-        type=Path,
-        nargs="+",
-        default=[RECORDED / k / "clouds" for k in ("random", "fixed")],
-        help="roots of <task>/<episode>/step_0000.ply (default: the two recorded above)",
+        "--supervised", action="store_true", help="tell where the object is instead: a label, an upper bound"
     )
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=CACHE / "teacher" / "pointnet.safetensors",
-        help="the weights (default: data/cache/teacher/pointnet.safetensors)",
-    )
-    p.add_argument("--steps", type=int, default=ContrastiveConfig.steps, help="optimiser steps (default: %(default)s)")
-    p.add_argument(
-        "--seed", type=int, default=ContrastiveConfig.seed, help="of weights and augmentations (default: %(default)s)"
-    )
+    p.add_argument("--seed", type=int, default=ForetellConfig.seed,
+                   help="of weights and augmentations (default: %(default)s)")  # fmt: skip
     p.add_argument("--num_threads", type=int, default=1, help="processor threads (default: %(default)s)")
     return p.parse_args(argv)
 
@@ -62,18 +50,20 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.num_threads)
-    config = ContrastiveConfig(steps=args.steps, seed=args.seed)
-    points, episode = load_clouds(*args.clouds)
+    names = ("steps", "foretelling", "contrast", "supervised", "seed")
+    config = ForetellConfig(**{name: getattr(args, name) for name in names})
+    data = load_recorded(*args.recorded)
     encoder, start = PointEncoder(seed=args.seed), time.monotonic()
-    training = contrastive(encoder, points, episode, config)
+    training = foretell(encoder, data, config)
     with trange(config.steps, desc="teacher", unit="step") as bar:
         for figures in training:
             bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
             bar.update()
-    facts = {"training": dataclasses.asdict(config), "clouds": len(points), "torch": torch.__version__}
+    facts = {"training": dataclasses.asdict(config), "clouds": len(data.points), "torch": torch.__version__}
     save_point_encoder(args.out, encoder, **facts)
     minutes = (time.monotonic() - start) / 60
-    print(f"{args.out}: encoder {fingerprint(encoder)}, {len(points)} clouds, {config.steps} steps, {minutes:.1f} min")
+    clouds = len(data.points)
+    print(f"{args.out}: encoder {fingerprint(encoder)}, {clouds} clouds, {config.steps} steps, {minutes:.1f} min")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -71,12 +71,12 @@ def read_ply(path: str | Path) -> Cloud:
 
     xyz, uv = columns("x", "y", "z"), columns("u", "v")
     if xyz is None:
-        absent, listed = next(n for n in "xyz" if n not in vertex), ", ".join(vertex)
+        absent, listed = next(axis for axis in "xyz" if axis not in vertex), ", ".join(vertex)
         raise InputError(
             f"{path}: expected a PLY file with x y z, found no property of the name {absent}, only {listed}; name the "
             "coordinates so"
         )
-    rgb = next((found for names in _COLOURS if (found := columns(*names)) is not None), None)
+    rgb = next((c for c in (columns(*names) for names in _COLOURS) if c is not None), None)
     return Cloud(
         as_positions(xyz, f"{path}"),
         None if rgb is None else as_bytes(rgb, f"{path}"),
@@ -86,7 +86,7 @@ def read_ply(path: str | Path) -> Cloud:
 
 class _Element(NamedTuple):
     name: str
-    count: int
+    size: int
     properties: dict[str, tuple[str, ...]]  # name -> its numpy type; of a list, those of its length and its items
 
 
@@ -100,14 +100,14 @@ def _vertices(data: bytes) -> dict[str, np.ndarray]:
     if any(len(types) > 1 for types in vertex.properties.values()):
         raise ValueError("lists among the properties of its points, which are not read")
     if order == "ascii":
-        return _ascii_vertices(data[start:], vertex, sum(e.count for e in elements[:at]))
+        return _ascii_vertices(data[start:], vertex, sum(e.size for e in elements[:at]))
     kind = np.dtype([(name, _ORDERS[order] + types[0]) for name, types in vertex.properties.items()])
     for element in elements[:at]:
         start = _after(data, start, element, _ORDERS[order])
-    if start + vertex.count * kind.itemsize > len(data):
-        expected = f"{vertex.count} points of {kind.itemsize} bytes"
+    if start + vertex.size * kind.itemsize > len(data):
+        expected = f"{vertex.size} points of {kind.itemsize} bytes"
         raise ValueError(f"a truncated one: its length of {len(data)} bytes is too short for {expected}")
-    table = np.frombuffer(data, kind, vertex.count, start)
+    table = np.frombuffer(data, kind, vertex.size, start)
     return {name: table[name].astype(kind[name].newbyteorder("=")) for name in vertex.properties}
 
 
@@ -142,25 +142,26 @@ def _after(data: bytes, start: int, element: _Element, order: str) -> int:
     """Where an element that is not needed ends."""
     sizes = [tuple(np.dtype(t).itemsize for t in types) for types in element.properties.values()]
     if all(len(size) == 1 for size in sizes):
-        return start + element.count * sum(size[0] for size in sizes)
-    big, signed = "big" if order == ">" else "little", [t[0][0] == "i" for t in element.properties.values()]
-    for _ in range(element.count):
+        return start + element.size * sum(size[0] for size in sizes)
+    big: Literal["big", "little"] = "big" if order == ">" else "little"
+    signed = [types[0][0] == "i" for types in element.properties.values()]
+    for _ in range(element.size):
         for size, sign in zip(sizes, signed, strict=True):
             if start > len(data):
-                raise ValueError(f"a truncated one: it ends before its points, in the {element.count} {element.name}")
+                raise ValueError(f"a truncated one: it ends before its points, in the {element.size} {element.name}")
             length = int.from_bytes(data[start : start + size[0]], big, signed=sign) if len(size) > 1 else 0
             start += size[0] + max(length, 0) * size[-1]
     return start
 
 
 def _ascii_vertices(body: bytes, vertex: _Element, before: int) -> dict[str, np.ndarray]:
-    lines = [line for line in io.BytesIO(body) if line.strip()][before:][: vertex.count]
-    if len(lines) < vertex.count:
-        raise ValueError(f"a truncated one: a length of {len(lines)} lines for {vertex.count} points")
+    lines = [line for line in io.BytesIO(body) if line.strip()][before:][: vertex.size]
+    if len(lines) < vertex.size:
+        raise ValueError(f"a truncated one: a length of {len(lines)} lines for {vertex.size} points")
     words = b" ".join(lines).split()
-    if len(words) != vertex.count * len(vertex.properties):
-        raise ValueError(f"{len(words)} numbers for {vertex.count} points of {len(vertex.properties)} properties")
-    table = np.array(words, np.float64).reshape(vertex.count, -1) if words else np.zeros((0, len(vertex.properties)))
+    if len(words) != vertex.size * len(vertex.properties):
+        raise ValueError(f"{len(words)} numbers for {vertex.size} points of {len(vertex.properties)} properties")
+    table = np.array(words, np.float64).reshape(vertex.size, -1) if words else np.zeros((0, len(vertex.properties)))
     return {
         name: _as_told(table[:, i], types[0]) for i, (name, types) in enumerate(vertex.properties.items())
     }  # fmt: skip
@@ -224,16 +225,19 @@ def project(xyz: np.ndarray, K: np.ndarray) -> np.ndarray:
     >>> project(np.array([0.1, 0.0, 2.0]), np.array([[100.0, 0, 64], [0, 100, 64], [0, 0, 1]]))
     array([69., 64.])
     """
-    return (xyz @ K.T)[..., :2] / xyz[..., 2:]
+    places: np.ndarray = (xyz @ K.T)[..., :2] / xyz[..., 2:]
+    return places
 
 
 def back_project(depth: np.ndarray, K: np.ndarray) -> np.ndarray:
     """Depth image [H, W] (m along the optical axis) to camera-frame points [H, W, 3] through each pixel's centre."""
     v, u = np.indices(depth.shape) + 0.5
     rays = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones_like(u)], axis=-1)
-    return rays * depth[..., None]
+    points: np.ndarray = rays * depth[..., None]
+    return points
 
 
 def transform(xyz: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Points [..., 3] moved by a rigid 4x4 transform, for example ``world_to_camera``."""
-    return xyz @ pose[:3, :3].T + pose[:3, 3]
+    moved: np.ndarray = xyz @ pose[:3, :3].T + pose[:3, 3]
+    return moved

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 LOOKUPS = ("nearest", "bilinear")
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 of what a grid covers, as fractions of the image
+Size = tuple[float, float]  # height, width, pixels
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -48,7 +50,7 @@ class Layout(NamedTuple):
         return grid_cells(grid_coordinates(positions, self.grid, self.box), self.grid)
 
 
-def grid_coordinates(positions: np.ndarray, grid: tuple[int, int], box: tuple) -> np.ndarray:
+def grid_coordinates(positions: np.ndarray, grid: tuple[int, int], box: Box) -> np.ndarray:
     """Fractions of the image `[..., 2]` -> places on a grid in cells `[..., 2]`; cell j covers [j, j + 1).
 
     Rounded to 1e-9 cells, so that a place on a border is on it, whatever the sizes.
@@ -71,7 +73,9 @@ def grid_cells(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.where((col >= 0) & (col < w) & (row >= 0) & (row < h), row * w + col, -1)
 
 
-def token_box(meta: dict, grid, expert: str = "", raw_size=None) -> Box:
+def token_box(
+    meta: dict[str, Any], grid: tuple[int, int], expert: str = "", raw_size: tuple[int, int] | None = None
+) -> Box:
     """Part of the original image, as fractions (x0, y0, x1, y1), that an expert's grid covers; beyond 0 to 1 if padded.
 
     Our own packs say it. VGGT scales the width to 518 and keeps the middle 518 rows of what is then taller; in its
@@ -95,11 +99,14 @@ def token_box(meta: dict, grid, expert: str = "", raw_size=None) -> Box:
     return WHOLE
 
 
-def box_doubt(meta: dict, grid, expert: str = "", raw_size=None) -> str:
+def box_doubt(
+    meta: dict[str, Any], grid: tuple[int, int], expert: str = "", raw_size: tuple[int, int] | None = None
+) -> str:
     """Why the box of a grid is only assumed, or nothing where it is known."""
     told, frames = _size(meta.get("raw_size")), _size(raw_size)
     if told and frames and not _alike(told, frames):
-        return f"made from images of {told[1]} x {told[0]} pixels, but the RGB frames have {frames[1]} x {frames[0]}"
+        other = f"the RGB frames have {frames[1]:g} x {frames[0]:g}"
+        return f"made from images of {told[1]:g} x {told[0]:g} pixels, but {other}"
     size = told or frames
     if "box" in meta:
         return ""
@@ -109,37 +116,38 @@ def box_doubt(meta: dict, grid, expert: str = "", raw_size=None) -> str:
     if size and ("vggt" in name or "da3" in name) and token_box(meta, grid, expert, raw_size) == WHOLE:
         cells = size[0] / size[1] * grid[1]
         if abs(cells - grid[0]) > 1 + 0.5 * max(size[0] / size[1], 1):
-            return f"{shown}, which is not the shape of {size[1]} x {size[0]} pixels, taken for the whole image"
+            return f"{shown}, which is not the shape of {size[1]:g} x {size[0]:g} pixels, taken for the whole image"
     return ""
 
 
-def _name(meta, expert) -> str:
+def _name(meta: dict[str, Any], expert: str) -> str:
     return f"{meta.get('model_name', '')} {expert}".lower()
 
 
-def _method(meta) -> str:  # how images were brought to size, where a pack says it
+def _method(meta: dict[str, Any]) -> str:  # how images were brought to size, where a pack says it
     return " ".join(str(meta.get(k, "")) for k in ("process_res_method", "preprocess_mode", "mode")).lower()
 
 
-def _size(value) -> tuple[float, float] | None:
+def _size(value: object) -> Size | None:
     """Height and width, where a value is that."""
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, Real) for v in value):
         return None
-    return (value[0], value[1]) if min(value) > 0 else None
+    return (float(value[0]), float(value[1])) if min(value) > 0 else None
 
 
-def _alike(a, b) -> bool:  # the same shape, up to a pixel's rounding
-    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
+def _alike(a: Size, b: Size) -> bool:  # the same shape, up to a pixel's rounding
+    return bool(abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b))
 
 
-def _told_box(value) -> Box:
+def _told_box(value: Any) -> Box:
     numbers = isinstance(value, list | tuple) and all(isinstance(v, Real) for v in value)
     if not numbers or len(value) != 4 or not value[0] < value[2] or not value[1] < value[3]:
         raise InputError(f"expected 'box' in meta as x0, y0, x1, y1 with x0 < x1 and y0 < y1, found {value!r}")
-    return tuple(float(v) for v in value)
+    x0, y0, x1, y1 = map(float, value)
+    return x0, y0, x1, y1
 
 
-def _vggt_box(meta, grid, size) -> Box:
+def _vggt_box(meta: dict[str, Any], grid: tuple[int, int], size: Size) -> Box:
     height, width = size
     scaled = round(height * 518 / width / 14) * 14  # rows, when the width is 518
     rows, columns = min(scaled, 518) // 14, 37
@@ -151,8 +159,8 @@ def _vggt_box(meta, grid, size) -> Box:
     if grid[1] == columns and grid[0] != rows:
         raise InputError(
             f"its grid of {grid[0]} x {grid[1]} tokens is neither VGGT's cropped ({rows} x 37) nor its padded "
-            f"(37 x 37) view of images of {width} x {height} pixels; are the RGB frames those it was made from? If so, "
-            "put the part of the image that the grid covers into its meta as 'box'"
+            f"(37 x 37) view of images of {width:g} x {height:g} pixels; are the RGB frames those it was made from? If "
+            "so, put the part of the image that the grid covers into its meta as 'box'"
         )
     if scaled > 518:
         top = (scaled - 518) // 2
@@ -160,9 +168,9 @@ def _vggt_box(meta, grid, size) -> Box:
     return WHOLE
 
 
-def _da3_box(meta, grid, size) -> Box:
+def _da3_box(meta: dict[str, Any], grid: tuple[int, int], size: Size) -> Box:
     method, reach = _method(meta), meta.get("process_res")
-    reach = reach if isinstance(reach, Real) and reach > 0 else 504
+    reach = float(reach) if isinstance(reach, Real) and float(reach) > 0 else 504.0
     side = min(size) if "lower" in method else max(size)
     scaled = [round(length * reach / side) for length in size]
     cut = [s // 14 for s in scaled] == list(grid) != [(s + 7) // 14 for s in scaled]  # no rounding gives this grid
@@ -176,18 +184,18 @@ def _da3_box(meta, grid, size) -> Box:
 # -- pixels
 
 
-def uv_to_fractions(uv: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def uv_to_fractions(uv: np.ndarray, size: tuple[int, int]) -> NDArray[np.float64]:
     """Pixel indices `[..., 2]` of an image of `size` (height, width) -> fractions of it, those of the pixels' centres.
 
     >>> uv_to_fractions(np.array([0.0, 239.0]), (240, 320)) * [320, 240]
     array([  0.5, 239.5])
     """
-    return (np.asarray(uv, float) + 0.5) / np.array(size[::-1])
+    return (np.asarray(uv, np.float64) + 0.5) / np.array(size[::-1], np.float64)
 
 
-def fractions_to_uv(fractions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def fractions_to_uv(fractions: np.ndarray, size: tuple[int, int]) -> NDArray[np.float64]:
     """The way back: a fraction of 0 is the left edge of pixel 0, half a pixel before its centre: -0.5."""
-    return np.asarray(fractions, float) * np.array(size[::-1]) - 0.5
+    return np.asarray(fractions, np.float64) * np.array(size[::-1], np.float64) - 0.5
 
 
 @dataclass(frozen=True)
@@ -206,12 +214,12 @@ class Placement:
     @classmethod
     def of(cls, pack: FeaturePack, size: tuple[int, int]) -> Placement:
         """That of an opened pack over images of `size` (height, width)."""
-        return cls(tuple(size), pack.grid, pack.box)
+        return cls((size[0], size[1]), pack.grid, pack.box)
 
     @classmethod
-    def by_rule(cls, expert: str, size: tuple[int, int], grid: tuple[int, int], **meta) -> Placement:
+    def by_rule(cls, expert: str, size: tuple[int, int], grid: tuple[int, int], **meta: Any) -> Placement:
         """By an expert's name alone, and what its packs' `meta` would say (for instance `process_res_method`)."""
-        return cls(tuple(size), tuple(grid), token_box(meta, grid, expert, size))
+        return cls((size[0], size[1]), (grid[0], grid[1]), token_box(meta, grid, expert, size))
 
     def to_token(self, uv: np.ndarray) -> np.ndarray:
         """Pixel indices `[..., 2]` -> token coordinates `[..., 2]`; outside the box they leave [0, W) x [0, H)."""
@@ -301,7 +309,7 @@ class Camera:
     def resized(self, size: tuple[int, int]) -> Camera:
         """The same view after its image was resized as a whole to (height, width)."""
         scale = np.array([size[1] / self.size[1], size[0] / self.size[0], 1.0])
-        return Camera(self.K * scale[:, None], self.world_to_camera, tuple(size))
+        return Camera(self.K * scale[:, None], self.world_to_camera, (size[0], size[1]))
 
 
 def visible(

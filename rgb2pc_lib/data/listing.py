@@ -141,7 +141,7 @@ def walk(source: Path, *endings: str) -> list[Path]:
 # -- names
 
 
-def natural_key(name: str) -> list:
+def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that counts: step_2 before step_10.
 
     >>> sorted(["step_10", "step_2"], key=natural_key)
@@ -237,10 +237,10 @@ def _by_seconds(names: list[str]) -> list[str]:
     A count behind a dot (1.9, 1.10) comes to a ten sooner or later, and printed seconds never end in a zero; of
     equally many decimals both readings are the same order.
     """
-    found = [_SECONDS.fullmatch(name) for name in names]
-    if not all(found) or len({(m[1], m[4]) for m in found}) > 1:
+    found = {name: m for name in names if (m := _SECONDS.fullmatch(name))}
+    if len(found) < len(names) or len({(m[1], m[4]) for m in found.values()}) > 1:
         return names
-    decimals = [m[3] for m in found]
+    decimals = [m[3] for m in found.values()]
     if len({len(d) for d in decimals}) == 1 or any(len(d) > 1 and d.endswith("0") for d in decimals):
         return names
-    return sorted(names, key=lambda name: Decimal(_SECONDS.fullmatch(name)[2]))
+    return sorted(names, key=lambda name: Decimal(found[name][2]))

@@ -44,7 +44,8 @@ class Stored(NamedTuple):
         except (OSError, RuntimeError) as e:
             raise InputError(f"{path}: cannot be mapped ({e}); is it still there?") from None
         empty = torch.empty(0, dtype=self.dtype)
-        return empty.set_(whole, self.offset // self.dtype.itemsize, self.shape, self.stride)
+        first = self.offset // self.dtype.itemsize
+        return empty.set_(whole, first, self.shape, self.stride)  # type: ignore[arg-type]  # torch: it is untyped storage
 
 
 def bits(features: torch.Tensor) -> np.ndarray:
@@ -66,7 +67,7 @@ def find(path: Path, features: torch.Tensor) -> Stored | None:
         return None
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
     start = found[0].header_offset + 30 + lengths
-    offset = start + features.storage_offset() * features.dtype.itemsize
+    offset = start + int(features.storage_offset()) * features.dtype.itemsize
     if offset % features.dtype.itemsize:
         return None
     shape, stride = tuple(features.shape), tuple(features.stride())
@@ -76,7 +77,7 @@ def find(path: Path, features: torch.Tensor) -> Stored | None:
 class Frames:
     """Frames `[F, H*W, C]` in a map of a file: read by number, and fetched ahead."""
 
-    _kept: dict[tuple[weakref.ref, int], int] = {}  # (Frames, number) -> bytes, the longest mapped first
+    _kept: dict[tuple[weakref.ref[Frames], int], int] = {}  # (Frames, number) -> bytes, the longest mapped first
     _bytes = 0  # of those
     _asked = itertools.count()  # how often a mapped frame was asked for
     _lock = threading.Lock()

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ class PackIndex:
         self.root = os.path.abspath(root)
         self.file = (cache or CACHE) / "pack_index" / f"{hashlib.sha256(self.root.encode()).hexdigest()[:16]}.json"
         self.copies: list[dict[str, list[tuple[int, int]]]] = []  # packs whose frames have the same names share one
-        self.packs: dict[str, list] = {}  # path below the root -> Stored's values, number in copies, meta
+        self.packs: dict[str, list[Any]] = {}  # path below the root -> Stored's values, number in copies, meta
         self.changed = False
         self._load()
         self._numbers = {json.dumps(c): n for n, c in enumerate(self.copies)}
@@ -53,7 +54,7 @@ class PackIndex:
                 return FeaturePack.known(path, stored, shape, stored.dtype, copies, meta, expert, raw_size)
         pack = FeaturePack.open(path, expert, raw_size)
         if isinstance(pack.source, Stored):
-            self._remember(name, pack)
+            self._remember(name, pack, pack.source)
         return pack
 
     def save(self) -> None:
@@ -87,8 +88,7 @@ class PackIndex:
         except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged: it is made anew
             self.copies, self.packs = [], {}
 
-    def _remember(self, name: str, pack: FeaturePack) -> None:
-        stored = pack.source
+    def _remember(self, name: str, pack: FeaturePack, stored: Stored) -> None:
         try:
             plain = json.loads(json.dumps(pack.meta)) == pack.meta
         except (TypeError, ValueError):

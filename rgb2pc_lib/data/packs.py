@@ -14,6 +14,7 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,15 +25,22 @@ from rgb2pc_lib.data.listing import PACKS, episodes, step_name
 from rgb2pc_lib.data.mapped import Frames, Stored, bits, find
 from rgb2pc_lib.errors import InputError, remedy
 
+if TYPE_CHECKING:  # zarr is imported where a zarr pack is opened
+    import zarr
+
+    Source = Stored | np.ndarray | zarr.Array[Any]
+Shape = tuple[int, int, int, int, int]
+
 KEY = "per_frame_features"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 COPIES = ("middle", "last", "random")  # which of the up to T copies of a frame is used
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 2020 begin
 
 # Numpy arrays and numbers inside a torch file are data, not code: the names their pickles need, old and new.
+_numpy = np._core.multiarray  # type: ignore[attr-defined]  # private, so numpy's types leave it out
 torch.serialization.add_safe_globals(
-    [(np._core.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    + [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    [(_numpy._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    + [(_numpy.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     + [bytes, np.ndarray, np.dtype, *{type(np.dtype(t)) for t in "?efdU" + np.typecodes["AllInteger"]}]
 )
 
@@ -56,18 +64,21 @@ def list_packs(root: Path) -> dict[tuple[str, str], Path]:
 class FeaturePack:
     """One expert, one episode. Frames stand in W windows of T; `features[w, t]` is a grid `[H, W, C]`.
 
-    >>> pack = FeaturePack.open("features_dinov3/door-open/episode_0000.pt")  # doctest: +SKIP
-    >>> pack.tokens("step_0003", np.array([[0.5, 0.5]]))[0].shape  # doctest: +SKIP
-    torch.Size([1, 768])
+    Opening reads no token; what is asked for is read then. Which of a frame's copies is used is said by `copy`:
+    "middle" (nearest its window's middle), "last" (latest in its window) or "random".
+
+    >>> pack = FeaturePack.open(workspace.experts["dinov3"] / "push" / "ep_0.pt")
+    >>> pack.grid, pack.channels, pack.box, pack.steps[:2]  # H and W, C, fractions of the image, names
+    ((4, 4), 12, (0.0, 0.0, 1.0, 1.0), ['step_0000', 'step_0001'])
     """
 
     path: Path
-    source: Stored | np.ndarray | object  # where its bytes lie; or the features themselves, a map or zarr
-    shape: tuple[int, int, int, int, int]  # W, T, H, W, C
+    source: Source  # where its bytes lie; or the features themselves, a map or zarr
+    shape: Shape  # W, T, H, W, C
     dtype: torch.dtype
     copies: dict[str, list[tuple[int, int]]]  # step -> where it stands: (window, frame)
     box: Box  # x0, y0, x1, y1: part of the image the grid covers, as fractions
-    meta: dict
+    meta: dict[str, Any]
     doubt: str = ""  # why the box is only assumed, where it is
 
     @classmethod
@@ -75,6 +86,9 @@ class FeaturePack:
         """Open a pack. `raw_size` (height, width) of the RGB frame, in pixels, is needed only to place grids that crop.
 
         Raises InputError naming the file when it is unreadable, unsafe, or not a pack.
+
+        >>> FeaturePack.open(workspace.experts["vggt"] / "push" / "ep_0.pt", "vggt").shape  # W, T, H, W, C
+        (9, 4, 4, 4, 10)
         """
         path = Path(path)
         zarr = path.suffix.lower() == ".zarr"
@@ -97,10 +111,13 @@ class FeaturePack:
         return cls.known(path, source, shape, dtype, locate(path, frame_paths, shape[:2]), meta, expert, raw_size)
 
     @classmethod
-    def known(cls, path, source, shape, dtype, copies, meta, expert="", raw_size=None) -> FeaturePack:
+    def known(
+        cls, path: Path, source: Source, shape: Shape, dtype: torch.dtype, copies: dict[str, list[tuple[int, int]]],
+        meta: dict[str, Any], expert: str = "", raw_size: tuple[int, int] | None = None,
+    ) -> FeaturePack:  # fmt: skip
         """The pack of a file of which everything is known. Raises InputError where its grid cannot be placed."""
         try:
-            box, doubt = (rule(meta, shape[2:4], expert, raw_size) for rule in (token_box, box_doubt))
+            box, doubt = token_box(meta, shape[2:4], expert, raw_size), box_doubt(meta, shape[2:4], expert, raw_size)
             _same_shape(meta, shape)
         except InputError as e:
             raise InputError(f"{path}: {e}") from None
@@ -108,26 +125,31 @@ class FeaturePack:
 
     @property
     def steps(self) -> list[str]:
+        """Names of the frames, in the order in which they were first met."""
         return list(self.copies)
 
     @property
     def grid(self) -> tuple[int, int]:
+        """(H, W), tokens of a frame."""
         return self.shape[2:4]
 
     @functools.cached_property
     def layout(self) -> Layout:
+        """Its grid and box, which say what lies under a position."""
         return Layout(self.grid, self.box)
 
     @property
     def channels(self) -> int:
+        """C, of a token."""
         return self.shape[4]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tokens, each copy of a frame counted."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @functools.cached_property
-    def features(self) -> np.ndarray | object:
+    def features(self) -> np.ndarray | zarr.Array[Any]:
         """`[W, T, H, W, C]`: a read-only map of the file, made on first use, or zarr. bf16 stands as int16 bits."""
         if not isinstance(self.source, Stored):
             return self.source
@@ -159,13 +181,25 @@ class FeaturePack:
         self.frames.read(self.number(place), cells, out)
 
     def tokens(self, step: str, positions: np.ndarray, copy: str = "middle") -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`."""
+        """Tokens `[K, C]` under positions `[K, 2]` and whether the grid covers them `[K]`.
+
+        Positions are (x, y) as fractions of the original image. A token that is not covered is an arbitrary one.
+        Raises KeyError for a step that the pack does not hold.
+
+        >>> tokens, covered = pack.tokens("step_0003", np.array([[0.5, 0.5], [0.1, 0.9]]))
+        >>> tokens.shape, tokens.dtype, covered
+        (torch.Size([2, 12]), torch.float16, tensor([True, True]))
+        """
         cells = self.cells(np.asarray(positions, float))
         rows = np.take(self._frame(self.where(step, copy)), cells, axis=0, mode="clip")
         return torch.from_numpy(rows).view(self.dtype), torch.from_numpy(cells >= 0)
 
     def frame(self, step: str, copy: str = "middle") -> torch.Tensor:
-        """All tokens of a step, `[H, W, C]`."""
+        """All tokens of a step, `[H, W, C]`. Raises KeyError for a step that the pack does not hold.
+
+        >>> pack.frame("step_0003").shape
+        torch.Size([4, 4, 12])
+        """
         return self.grid_at(self.where(step, copy))
 
     def grid_at(self, place: tuple[int, int]) -> torch.Tensor:
@@ -175,20 +209,20 @@ class FeaturePack:
         return torch.from_numpy(rows).view(self.dtype).view(*self.grid, self.channels)
 
     @functools.cached_property
-    def frames(self) -> Frames | _Unmapped:
+    def frames(self) -> Frames | Unmapped:
         """All frames by number; advised about where they are a plain map of the file."""
         array = self.features
         if os.name != "posix" or not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
-            return _Unmapped(self)
+            return Unmapped(self)
         return Frames(array.reshape(-1, self.grid[0] * self.grid[1], self.channels), os.access(self.path, os.W_OK))
 
-    def _frame(self, place):  # [H*W, C]
+    def _frame(self, place: tuple[int, int]) -> np.ndarray:  # [H*W, C]
         w, t = place
-        frame = self.features[w, t] if isinstance(self.features, np.ndarray) else _zarr_window(self, w)[t]
+        frame: np.ndarray = self.features[w, t] if isinstance(self.features, np.ndarray) else _zarr_window(self, w)[t]
         return frame.reshape(-1, frame.shape[-1])
 
 
-class _Unmapped:
+class Unmapped:
     """Frames of zarr, or of features that are no plain map of a file: the system is told nothing about them."""
 
     def __init__(self, pack: FeaturePack):
@@ -215,7 +249,7 @@ def conversion(path: Path) -> str:
     return f"python tools/pack_features.py --from {path.parent.parent} --out NEW_ROOT"
 
 
-def load_torch(path: Path, refused: str, mmap: bool = False, again: str = "re-extract it"):
+def load_torch(path: Path, refused: str, mmap: bool = False, again: str = "re-extract it") -> Any:
     """What a torch file holds. Never runs code that is stored in it.
 
     Raises InputError naming the file when it is unreadable (a damaged one is to be made `again`), or needs code
@@ -235,7 +269,8 @@ def load_torch(path: Path, refused: str, mmap: bool = False, again: str = "re-ex
         raise InputError(f"{path}: not a readable torch file ({reason}); {what}") from None
 
 
-def _open_pt(path):
+def _open_pt(path: Path) -> tuple[Stored | np.ndarray, Any, Any, torch.dtype]:
+    """The features or where they lie, the file's frame_paths and meta as they are, and the features' type."""
     convert = conversion(path)
     if _begins(path, _OLD_TORCH):
         raise InputError(
@@ -256,7 +291,7 @@ def _open_pt(path):
     features = raw[KEY].detach()
     if features.layout != torch.strided or features.is_quantized:
         raise InputError(f"{path}: expected '{KEY}' as a plain tensor, found {features.layout}; write it dense")
-    source = (find(path, features) or bits(features)) if features.dtype in DTYPES else features
+    source = (find(path, features) or bits(features)) if features.dtype in DTYPES else np.empty(features.shape, bool)  # refused
     return source, raw.get("frame_paths"), raw.get("meta") or {}, features.dtype
 
 
@@ -268,15 +303,25 @@ def _begins(path: Path, with_bytes: bytes) -> bool:
         return False
 
 
-def open_zarr(path):
-    """Array, frame paths, meta and type of the features; the type as it is called there where torch has none.
+def zarr_array(path: Path) -> zarr.Array[Any]:
+    """The array `KEY` of a zarr group. Raises what zarr raises, and ValueError where that is no array."""
+    import zarr
+
+    found = zarr.open_group(str(path), mode="r", use_consolidated=False)[KEY]  # a consolidated copy may be older
+    if not isinstance(found, zarr.Array):
+        raise ValueError(f"'{KEY}' is a group")
+    return found
+
+
+def open_zarr(path: Path) -> tuple[zarr.Array[Any], Any, Any, torch.dtype | str]:
+    """The features, the frame_paths and meta beside them as they are, and the features' type (a name: not torch's).
 
     Raises InputError where there is no such array, or a part of it is missing.
     """
     import zarr
 
     try:
-        features = zarr.open_group(str(path), mode="r", use_consolidated=False)[KEY]  # whose copy may be older
+        features = zarr_array(path)
         chunks = features.nchunks_initialized, features.nchunks
     except (KeyError, ValueError, AttributeError, TypeError, OSError, zarr.errors.BaseZarrError) as e:
         what = remedy(path, "re-extract it", "data/README.md tells the layout", str(e))
@@ -294,7 +339,7 @@ def open_zarr(path):
     return features, read_json(path / "frame_paths.json"), read_json(path / "meta.json") or {}, dtype
 
 
-def whole_zarr(path: Path, array, chunks: tuple[int, int] | None = None) -> None:
+def whole_zarr(path: Path, array: zarr.Array[Any], chunks: tuple[int, int] | None = None) -> None:
     """Raises InputError where a zarr array lacks chunks, which zarr would read as its fill value without a word."""
     there, all_of_them = chunks or (array.nchunks_initialized, array.nchunks)
     if there < all_of_them:
@@ -307,15 +352,16 @@ def whole_zarr(path: Path, array, chunks: tuple[int, int] | None = None) -> None
 @functools.lru_cache(maxsize=2)  # one chunk is one window; reading in order meets it T times
 def _zarr_window(pack: FeaturePack, window: int) -> np.ndarray:
     try:
-        found = pack.features[window]
+        found = np.asarray(pack.features[window])
     except (RuntimeError, ValueError, TypeError, OSError) as e:
         raise InputError(f"{pack.path}: window {window} is unreadable ({first_line(e)}); re-extract it") from None
-    if pack.features.shards and (found == pack.features.fill_value).all(axis=(1, 2, 3)).any():  # holes are not counted
+    array: Any = pack.features
+    if array.shards and (found == array.fill_value).all(axis=(1, 2, 3)).any():  # holes in shards are not counted
         raise InputError(f"{pack.path}: window {window} has frames that were never written; re-extract it")
     return found
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -324,7 +370,7 @@ def read_json(path: Path):
         raise InputError(f"{path}: not readable as JSON ({first_line(e)})") from None
 
 
-def locate(path: Path, frame_paths, shape: tuple[int, int]) -> dict[str, list[tuple[int, int]]]:
+def locate(path: Path, frame_paths: object, shape: tuple[int, int]) -> dict[str, list[tuple[int, int]]]:
     """Step -> its places (window, frame), of W windows of T names. Raises InputError where they are not that."""
     windows = frame_paths if isinstance(frame_paths, list | tuple) else []
     if not windows:
@@ -351,7 +397,7 @@ def locate(path: Path, frame_paths, shape: tuple[int, int]) -> dict[str, list[tu
     return copies
 
 
-def _same_shape(meta: dict, shape) -> None:
+def _same_shape(meta: dict[str, Any], shape: Shape) -> None:
     """Raises InputError where a pack says another grid than its features have."""
     told = meta.get("grid")
     if isinstance(told, list | tuple) and len(told) == 2 and tuple(told) != tuple(shape[2:4]):

@@ -7,9 +7,10 @@ a batch only looks rows up.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,36 +71,23 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     the message as their reason, and `select` refuses to train.
 
     Without `teacher` nothing of it is looked for, which is all that embedding needs.
+    Raises InputError for a root that is missing, a task that is in none of them, and packs of one expert that differ.
 
-    >>> pair(Workspace.load("data/sample.toml")).reasons()  # doctest: +SKIP
+    >>> pairing = pair(workspace)
+    >>> pairing.table.iloc[0].to_dict()
+    {'task': 'pull', 'episode': 'ep_0', 'step': 'step_0000', 'time': 0, 'dinov3': 'ok', 'vggt': 'ok', 'teacher': 'ok'}
+    >>> pairing.reasons()
+             ok
+    dinov3   96
+    vggt     96
+    teacher  96
     """
     workspace.require(*["teacher"] * teacher, "experts")
     if reserved := sorted(set(workspace.experts) & set(RESERVED)):
         raise InputError(f"an expert cannot be called {', '.join(reserved)}; rename it in the workspace")
-    packs: dict[str, dict] = {name: {} for name in workspace.experts}
     broken: dict[tuple[str, tuple[str, str]], str] = {}
-    faults: dict[tuple[str, str], str] = {}
-    files = list_teacher(workspace.teacher, workspace.teacher_tag, faults) if teacher else {}
-    broken |= {("teacher", key): said for key, said in faults.items() if not tasks or key[0] in tasks}
-    raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
-    for name, root in workspace.experts.items():
-        index = PackIndex(root)
-        for key, path in list_packs(root).items():
-            if tasks and key[0] not in tasks:
-                continue
-            try:
-                pack = index.open(path, name, raw_size(key))
-                in_one_series(path, pack.copies)
-                packs[name][key] = pack
-            except InputError as e:
-                broken[name, key] = str(e)
-        index.save()
-    for key, steps in [*files.items()]:
-        try:
-            in_one_series(workspace.teacher / key[0] / key[1], steps)
-        except InputError as e:
-            broken["teacher", key] = str(e)
-            del files[key]
+    files = _list_teacher(workspace, tasks, broken) if teacher else {}
+    packs = _open_packs(workspace, tasks, broken)
     episodes = sorted(
         {*files, *(k for found in packs.values() for k in found), *(key for _, key in broken)},
         key=lambda k: (natural_key(k[0]), natural_key(k[1])),
@@ -109,8 +97,9 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
         if unknown := sorted(set(tasks) - present):
             raise InputError(f"task(s) {', '.join(unknown)} not found; the roots hold {', '.join(sorted(present))}")
         episodes = [k for k in episodes if k[0] in tasks]
-    columns = {c: [] for c in ("task", "episode", "step", "time", *workspace.experts, "teacher")}
+    columns: dict[str, list[Any]] = {c: [] for c in ("task", "episode", "step", "time", *workspace.experts, "teacher")}
     for key in episodes:
+        have: dict[str, Collection[str] | None]
         have = {name: found[key].copies if key in found else None for name, found in packs.items()}
         have["teacher"] = files.get(key)
         when = timeline({s for steps in have.values() if steps for s in steps}, one_series=False)
@@ -125,6 +114,55 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
             columns[name] += [missing if there is None else OK if step in there else NO_STEP for step in steps]
     _same_layout(packs)
     return Pairing(pd.DataFrame(columns), packs, files, _doubts(packs))
+
+
+def _list_teacher(
+    workspace: Workspace, tasks: list[str] | None, broken: dict[tuple[str, tuple[str, str]], str]
+) -> dict[tuple[str, str], dict[str, TeacherFile]]:
+    """The teacher's files; what is wrong with an episode is put into `broken`."""
+    root, faults = workspace.teacher, dict[tuple[str, str], str]()
+    if root is None:
+        return {}
+    files = list_teacher(root, workspace.teacher_tag, faults)
+    for key in list(files):
+        if said := _two_series(root / key[0] / key[1], files[key]):
+            faults[key] = said
+            del files[key]
+    broken |= {("teacher", key): said for key, said in faults.items() if not tasks or key[0] in tasks}
+    return files
+
+
+def _open_packs(
+    workspace: Workspace, tasks: list[str] | None, broken: dict[tuple[str, tuple[str, str]], str]
+) -> dict[str, dict[tuple[str, str], FeaturePack]]:
+    """All packs that can be opened; what is wrong with the others is put into `broken`."""
+    packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
+    raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
+    for name, folder in workspace.experts.items():
+        index = PackIndex(folder)
+        for key, path in list_packs(folder).items():
+            if tasks and key[0] not in tasks:
+                continue
+            try:
+                pack = index.open(path, name, raw_size(key))
+            except InputError as e:
+                broken[name, key] = str(e)
+                continue
+            if said := _two_series(path, pack.copies):
+                broken[name, key] = said
+            else:
+                packs[name][key] = pack
+        index.save()
+    return packs
+
+
+def _two_series(path: Path, steps: Iterable[str]) -> str:
+    """What is wrong with a file or folder whose steps are frames of two series."""
+    try:
+        timeline(steps)
+    except InputError as e:
+        return f"{path}: {e}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -185,6 +223,9 @@ def select(
         `fallback`.
 
     Raises InputError for an unreadable pack, for "error" with something missing, or when nothing is left.
+
+    >>> len(select(pair(workspace))), len(select(pair(workspace), unit="window", window=6))
+    (96, 24)
     """
     table, sources = pairing.table, [*pairing.experts, "teacher"]
     refuse_broken(pairing)
@@ -193,11 +234,11 @@ def select(
     episodes = [np.asarray(rows) for rows in table.groupby(["task", "episode"], sort=False).indices.values()]
     members = _windows(episodes, window) if unit == "window" else np.arange(len(table))[:, None]
     seen = {s: np.where((members >= 0) & has[s][members], members, -1) for s in sources}
-    lacking = {s: (seen[s] < 0).all(1) for s in sources}
+    lacking: dict[str, np.ndarray] = {s: np.all(seen[s] < 0, axis=1) for s in sources}
     substitutes = _substitutes(episodes, has, len(table))
     if not strict and len(members):  # the teacher may be any step of the episode that has one
         seen["teacher"] = _fill(seen["teacher"], lacking["teacher"], members, substitutes["teacher"], rng)
-        lacking["teacher"] = (seen["teacher"] < 0).all(1)
+        lacking["teacher"] = np.all(seen["teacher"] < 0, axis=1)
     if fallback == "error" and any(m.any() for m in lacking.values()):
         raise InputError(_missing_message(pairing, members, lacking))
     if fallback == "random":
@@ -218,33 +259,49 @@ def refuse_broken(pairing: Pairing) -> None:
         raise InputError(broken.iloc[0])
 
 
-def split(keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out) sample numbers. Whole episodes (a share of every task's) or whole tasks are held out.
+def split(
+    keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0, validation: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(training, validation, held-out) sample numbers, of whole episodes (shares of every task's) or of whole tasks.
 
-    >>> train, held_out = split(samples.keys())  # doctest: +SKIP
+    What is held out does not depend on how much is for validation, which has nothing where too few are left.
+
+    >>> training, validation, held_out = split(select(pair(workspace)).keys(), validation=0.125)
+    >>> len(training), len(validation), len(held_out)
+    (48, 24, 24)
     """
     rng = np.random.default_rng([seed, 5])
-    out: set = set()
+    out: set[tuple[str, str]] = set()
+    aside: set[tuple[str, str]] = set()
     if by == "task":
         names = sorted(keys["task"].unique(), key=natural_key)
-        out = {(t, e) for t in _draw(names, share, rng) for e in keys.loc[keys["task"] == t, "episode"]}
+        chosen_tasks = _draw(names, share, validation, rng)
+        of = {t: {(t, e) for e in group["episode"]} for t, group in keys.groupby("task")}
+        out, aside = ({e for t in some for e in of[t]} for some in chosen_tasks)
     else:
         for task, group in keys.groupby("task", sort=True):
             names = sorted(group["episode"].unique(), key=natural_key)
-            out |= {(task, e) for e in _draw(names, share, rng)}
-    held_out = np.array([k in out for k in zip(keys["task"], keys["episode"], strict=True)], bool)
+            for chosen, some in zip((out, aside), _draw(names, share, validation, rng), strict=True):
+                chosen |= {(task, e) for e in some}
+    episodes = list(zip(keys["task"], keys["episode"], strict=True))
+    held_out, checked = (np.array([k in some for k in episodes], bool) for some in (out, aside))
     if held_out.all() or not held_out.any():
         raise InputError(
             f"splitting by {by} with a held-out share of {share} leaves {(~held_out).sum()} training and "
             f"{held_out.sum()} held-out samples; at least two {by}s{' a task' if by == 'episode' else ''} are needed"
         )
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return np.flatnonzero(~held_out & ~checked), np.flatnonzero(checked), np.flatnonzero(held_out)
 
 
-def _draw(names: list, share: float, rng) -> list:
-    """About `share` of the names, at least one and never all (none of a single one)."""
+def _draw(names: list[str], share: float, validation: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """About `share` of the names, at least one and never all (none of a single one); and about `validation` of them.
+
+    Of the rest at least one is for neither; three names or fewer have none for validation.
+    """
     count = min(max(round(share * len(names)), 1), len(names) - 1)
-    return [names[i] for i in rng.permutation(len(names))[:count]]
+    aside = min(max(round(validation * len(names)), 1), len(names) - count - 1) if validation and len(names) > 3 else 0
+    order = [names[i] for i in rng.permutation(len(names))]
+    return order[:count], order[count : count + aside]
 
 
 def _windows(episodes: list[np.ndarray], size: int) -> np.ndarray:
@@ -257,9 +314,9 @@ def _windows(episodes: list[np.ndarray], size: int) -> np.ndarray:
     return np.array(rows, int).reshape(-1, size)
 
 
-def _substitutes(episodes, has, n) -> dict[str, list]:
+def _substitutes(episodes: list[np.ndarray], has: dict[str, np.ndarray], n: int) -> dict[str, list[np.ndarray]]:
     """source -> row -> the rows of the same episode that the source has."""
-    out = {s: [()] * n for s in has}
+    out = {s: [np.zeros(0, int)] * n for s in has}
     for rows in episodes:
         for s, there in has.items():
             found = rows[there[rows]]
@@ -268,7 +325,9 @@ def _substitutes(episodes, has, n) -> dict[str, list]:
     return out
 
 
-def _fill(seen, lacking, members, substitutes, rng):
+def _fill(
+    seen: np.ndarray, lacking: np.ndarray, members: np.ndarray, substitutes: list[np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
     """Where a sample lacks everything, one random row of the same episode, if there is one."""
     seen = seen.copy()
     for i in np.flatnonzero(lacking):
@@ -278,7 +337,7 @@ def _fill(seen, lacking, members, substitutes, rng):
     return seen
 
 
-def _missing_message(pairing: Pairing, members, lacking) -> str:
+def _missing_message(pairing: Pairing, members: np.ndarray, lacking: dict[str, np.ndarray]) -> str:
     if not len(pairing.table):
         return "the roots hold no <task>/<episode> in common layout; see data/README.md"
     parts = []
@@ -292,15 +351,7 @@ def _missing_message(pairing: Pairing, members, lacking) -> str:
     return "; ".join(parts) + ". Use --pairing_fallback skip or random, or re-extract what is missing"
 
 
-def in_one_series(path: Path, steps: Iterable[str]) -> None:
-    """Raises InputError naming the file or folder whose steps are frames of two series."""
-    try:
-        timeline(steps)
-    except InputError as e:
-        raise InputError(f"{path}: {e}") from None
-
-
-def _doubts(packs) -> list[str]:
+def _doubts(packs: dict[str, dict[tuple[str, str], FeaturePack]]) -> list[str]:
     """What was assumed about where grids lie, one line for each expert and reason."""
     found: dict[tuple[str, str], list[Path]] = {}
     for name, by_episode in packs.items():
@@ -317,12 +368,12 @@ def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None
     """Height and width in pixels of an episode's RGB frames, where there are any that can be read."""
     frame = first(rgb / key[0] / key[1], *IMAGES) if rgb else None
     try:
-        return frame and image_size(frame)
+        return image_size(frame) if frame else None
     except InputError:  # whoever needs this frame is told
         return None
 
 
-def _same_layout(packs) -> None:
+def _same_layout(packs: dict[str, dict[tuple[str, str], FeaturePack]]) -> None:
     for name, found in packs.items():
         kinds = {(p.channels, p.dtype): p.path for p in found.values()}
         if len(kinds) > 1:

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -107,7 +107,7 @@ _UNREADABLE = (  # what Pillow raises for damaged files
 
 
 @contextmanager
-def _readable(path):
+def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except InputError as e:
@@ -139,7 +139,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _over_white(rgba: Image.Image, what: str = "") -> np.ndarray:
-    if not rgba.getextrema()[3][1]:
+    if not rgba.getchannel("A").getextrema()[1]:
         raise InputError(
             f"{what}no pixel is opaque, so nothing of the image is to be seen; save it without its alpha channel"
         )
@@ -195,7 +195,7 @@ def video_frames(path: Path, numbers: list[int], times: np.ndarray) -> Iterator[
 
 
 @contextmanager
-def _opened(path: Path):
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         import av
     except ImportError:
@@ -212,7 +212,7 @@ def _opened(path: Path):
         raise InputError(f"{path}: expected a readable video, found: {e}; {what}") from None
 
 
-def _frame_pixels(frame, path: Path) -> np.ndarray:
+def _frame_pixels(frame: Any, path: Path) -> np.ndarray:
     if any(c.is_alpha for c in frame.format.components):
         rgb = as_rgb(frame.to_ndarray(format="rgba"), f"{path}")
     else:

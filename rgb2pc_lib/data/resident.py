@@ -5,10 +5,13 @@ On a GPU this leaves only positions to be sent in every step. The same code runs
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from rgb2pc_lib.data.packs import FeaturePack
 from rgb2pc_lib.data.pairing import Samples
 
 _SHARE = 0.8  # of a GPU's free memory; the rest is for the student and its batches
@@ -80,7 +83,7 @@ def fits(samples: Samples, frame_copy: str, device: torch.device) -> bool:
     return needed <= _SHARE * torch.cuda.mem_get_info(device)[0]
 
 
-def _frames(samples: Samples, name: str, frame_copy: str):
+def _frames(samples: Samples, name: str, frame_copy: str) -> Iterator[tuple[int, FeaturePack, list[tuple[int, int]]]]:
     """(row of the table, pack, places) of every frame that an expert may be asked for, in the order of the files."""
     table, packs = samples.pairing.table, samples.pairing.packs[name]
     keys = list(zip(table["task"], table["episode"], table["step"], strict=True))

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from rgb2pc_lib.data.geometry import Layout
 from rgb2pc_lib.data.mapped import Frames
-from rgb2pc_lib.data.packs import FeaturePack, Layout
+from rgb2pc_lib.data.packs import FeaturePack, Unmapped
 from rgb2pc_lib.data.pairing import Samples
 from rgb2pc_lib.data.resident import Resident, fits
 from rgb2pc_lib.data.teacher import subsampled_mean, teacher_table
@@ -43,8 +44,11 @@ class Place(NamedTuple):
 
     pack: FeaturePack
     layout: Layout  # of the pack; these two stand here so that gathering asks each pack once
-    frames: Frames
+    frames: Frames | Unmapped
     number: int  # among the frames
+
+
+Located = dict[str, list[list[Place]]]  # expert -> for each sample of a plan the places of its members' frames
 
 
 @dataclass
@@ -94,7 +98,7 @@ class Planner:
         self.all_samples, self.index, self.batch, self.tokens = samples, index, batch, tokens
         self.seed, self.drop, self.drop_batches, self.strict = seed, drop, drop_batches, strict
         self.grid = samples.pairing.finest_grid
-        self._last: tuple = None, None  # epoch and its order
+        self._last = -1, index  # epoch and its order; before the first, none
         if not strict:
             table = samples.pairing.table
             has = table["teacher"] == "ok"
@@ -156,8 +160,8 @@ class Gatherer:
     """
 
     def __init__(
-        self, samples: Samples, frame_copy: str = "middle", teacher_points: int = 0, device="cpu", ahead=2,
-        resident: bool | None = None,
+        self, samples: Samples, frame_copy: str = "middle", teacher_points: int = 0,
+        device: str | torch.device = "cpu", ahead: int = 2, resident: bool | None = None,
     ):  # fmt: skip
         self.samples, self.frame_copy, self.teacher_points = samples, frame_copy, teacher_points
         self.device, self.ahead = torch.device(device), ahead
@@ -193,17 +197,19 @@ class Gatherer:
             return np.zeros((len(teacher_rows), 0))
         there = teacher_rows >= 0
         rows = self.table[self.teacher_row[teacher_rows]]
-        return (rows * there[..., None]).sum(1) / np.maximum(there.sum(1), 1)[:, None]
+        means: np.ndarray = (rows * there[..., None]).sum(1) / np.maximum(there.sum(1), 1)[:, None]
+        return means
 
     def run(self, plans: Iterable[Plan]) -> Iterator[Batch]:
         """Batches in the order of the plans. Closing the iterator stops the thread."""
-        free: queue.SimpleQueue = queue.SimpleQueue()
-        ready: queue.SimpleQueue = queue.SimpleQueue()
+        free: queue.SimpleQueue[dict[str, np.ndarray]] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[tuple[Batch, torch.cuda.Event | None, dict[str, np.ndarray]] | BaseException | None]
+        ready = queue.SimpleQueue()
         stop = threading.Event()
         for _ in range(self.ahead + 1):
             free.put({})
 
-        def work():
+        def work() -> None:
             try:
                 coming = self._one_ahead(plans)
                 while not stop.is_set():
@@ -236,9 +242,10 @@ class Gatherer:
             free.put({})
             thread.join()
 
-    def _one_ahead(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, dict]]:
+    def _one_ahead(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Located]]:
         """The plans with their places; the next one's frames are asked for before each is handed out."""
-        held, error = None, None
+        held: tuple[Plan, Located] | None = None
+        error: Exception | None = None
         try:
             for plan in plans:
                 coming = plan, self._locate(plan)
@@ -252,8 +259,8 @@ class Gatherer:
         if error:
             raise error
 
-    def _locate(self, plan: Plan) -> dict[str, list[list[Place]]]:
-        """expert -> for each sample the places of its members' frames, which the system is told to fetch."""
+    def _locate(self, plan: Plan) -> Located:
+        """Where the plan's frames are, which the system is told to fetch."""
         located = {}
         for name in self.experts:
             rows = self.samples.expert_rows[name][plan.samples].tolist()  # [B, S]
@@ -273,11 +280,12 @@ class Gatherer:
             self.places[name][row] = found
         return found
 
-    def gather(self, plan: Plan, buffers: dict, located: dict | None = None) -> Batch:
+    def gather(self, plan: Plan, buffers: dict[str, np.ndarray], located: Located | None = None) -> Batch:
         """Read one batch into `buffers` (expert -> array, made on first use)."""
         located = located or self._locate(plan)
         present = np.repeat(plan.keep[:, None, :], plan.positions.shape[1], 1)  # [B, K, M]
-        tokens, cells = {}, {}
+        tokens: dict[str, torch.Tensor] = {}
+        cells: dict[Layout, np.ndarray] = {}
         for m, name in enumerate(self.experts):
             at = _cells([sample[0].layout for sample in located[name]], plan.positions, cells)  # [B, K]
             present[:, :, m] &= at >= 0
@@ -304,7 +312,9 @@ class Gatherer:
             None if plan.points is None else torch.from_numpy(plan.points),
         )
 
-    def _gather_expert(self, name, located, cells, buffers):
+    def _gather_expert(
+        self, name: str, located: list[list[Place]], cells: np.ndarray, buffers: dict[str, np.ndarray]
+    ) -> torch.Tensor:
         first = located[0][0].pack
         out = _buffer(buffers, name, (*cells.shape, first.channels), first.dtype, self.device)
         for row, at, sample in zip(out, cells, located, strict=True):
@@ -322,17 +332,25 @@ class Gatherer:
         """Copy a batch to the GPU on a stream of its own, beside what is computed; the event tells when it is there."""
         if self.stream is None:
             return batch, None
+
+        def send(small: torch.Tensor) -> torch.Tensor:
+            return small.pin_memory().to(self.device, non_blocking=True)
+
         with torch.cuda.stream(self.stream):
-            rest = (batch.present, batch.positions, batch.teacher, *([] if batch.points is None else [batch.points]))
-            small = [t.pin_memory().to(self.device, non_blocking=True) for t in rest]
-            tokens = {k: v.to(self.device, non_blocking=True) for k, v in batch.tokens.items()}
-            moved = Batch(tokens, *small[:3], batch.samples, *small[3:])
+            moved = Batch(
+                {k: v.to(self.device, non_blocking=True) for k, v in batch.tokens.items()},
+                send(batch.present),
+                send(batch.positions),
+                send(batch.teacher),
+                batch.samples,
+                None if batch.points is None else send(batch.points),
+            )
             sent = torch.cuda.Event()
             sent.record(self.stream)
         return moved, sent
 
 
-def _cells(layouts: list[Layout], positions: np.ndarray, known: dict) -> np.ndarray:
+def _cells(layouts: list[Layout], positions: np.ndarray, known: dict[Layout, np.ndarray]) -> np.ndarray:
     """Cells `[B, K]` of each sample's pack under its positions; experts with the same layout share them."""
     first = layouts[0]
     if layouts.count(first) == len(layouts):
@@ -346,7 +364,9 @@ def _cells(layouts: list[Layout], positions: np.ndarray, known: dict) -> np.ndar
     return cells
 
 
-def _buffer(buffers, name, shape, dtype, device) -> np.ndarray:
+def _buffer(
+    buffers: dict[str, np.ndarray], name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> np.ndarray:
     held = buffers.get(name)
     if held is None or held.shape != shape:
         stored = torch.int16 if dtype == torch.bfloat16 else dtype

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,11 +38,11 @@ class PointReader:
     workspace: Workspace
     kind: str = "teacher"  # what is known of a point: one of KINDS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         table = self.samples.pairing.table
         self.looked: set[int] = set()  # samples whose pixels were compared with their image
-        self.rows = self.samples.teacher_rows[:, 0].tolist()
-        self.where = list(zip(table["task"], table["episode"], table["step"], strict=True))
+        self.rows: list[int] = self.samples.teacher_rows[:, 0].tolist()
+        self.where: list[tuple[str, str, str]] = list(zip(table["task"], table["episode"], table["step"], strict=True))
 
     def file(self, sample: int) -> TeacherFile:
         task, episode, step = self.where[self.rows[sample]]
@@ -106,7 +107,7 @@ class PointReader:
         """What is known of some of the points: teacher features `[K, E]` or xyz `[K, 3]`, float32."""
         return self.xyz(sample)[which] if self.kind == "xyz" else point_features(self.file(sample), which)
 
-    def _places(self, sample: int):
+    def _places(self, sample: int) -> tuple[np.ndarray, np.ndarray | None]:
         file = self.file(sample)
         found = _teacher_places(file.path) if file.row is None and file.path.suffix == ".pt" else None
         if found is None and self.kind == "xyz" and self.ply(sample).exists():
@@ -142,7 +143,7 @@ def point_features(file: TeacherFile, which: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4096)
-def _opened(path: Path) -> dict:
+def _opened(path: Path) -> Any:
     """What a step's file holds, mapped where it lies."""
     return load_torch(path, AGAIN, mmap=True, again=AGAIN)
 
@@ -151,7 +152,7 @@ def _opened(path: Path) -> dict:
 def _teacher_places(path: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
     raw = _opened(path)
     uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
-    feat = raw.get("pc_feat")
+    feat: Any = raw.get("pc_feat")
     if uv is None:
         return None
     if getattr(feat, "ndim", 0) != 2 or tuple(uv.shape) != (len(feat), 2):

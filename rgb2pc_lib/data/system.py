@@ -21,7 +21,7 @@ def memory() -> int:
 
 
 @functools.cache
-def libc():
+def libc() -> ctypes.CDLL:
     found = ctypes.CDLL(None)
     found.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     found.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]

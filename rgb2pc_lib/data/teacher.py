@@ -13,15 +13,19 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from rgb2pc_lib.data.listing import entries, episodes, step_name
-from rgb2pc_lib.data.packs import KEY, first_line, load_torch, read_json, whole_zarr
+from rgb2pc_lib.data.packs import first_line, load_torch, read_json, whole_zarr, zarr_array
 from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.errors import InputError, remedy
+
+if TYPE_CHECKING:  # zarr is imported where an array is opened
+    import zarr
 
 AGAIN = "extract this step again"
 _STEP_FILE = re.compile(r"^(?P<step>.+?)\.ply\.ulip_(?P<tag>.+)\.(pt|zarr)$")
@@ -109,7 +113,7 @@ def _pooled_steps(episode: Path) -> dict[str, TeacherFile]:
     for i, name in enumerate(names):
         if other := steps.get(step_name(name)):
             raise InputError(
-                f"{episode}: two rows, {names[other.row]} and {name}, would both be the step {step_name(name)!r}; "
+                f"{episode}: two rows, {names[other.row or 0]} and {name}, would both be the step {step_name(name)!r}; "
                 "give each a name of its own in frame_paths.json"
             )
         steps[step_name(name)] = TeacherFile(episode, i)
@@ -138,7 +142,9 @@ def read_points(file: TeacherFile) -> PointFeatures:
             "write one row of features for each point (data/README.md)"
         )
     uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
-    return PointFeatures(*(as_array(value, path) for value in (feat, raw.get("pc"), uv)))
+    pc = raw.get("pc")
+    known = (None if value is None else as_array(value, path) for value in (pc, uv))
+    return PointFeatures(as_array(feat, path), *known)
 
 
 def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool = True) -> np.ndarray:
@@ -190,7 +196,8 @@ def subsampled_mean(file: TeacherFile, points: int, rng: np.random.Generator) ->
     if file.row is not None:
         raise InputError(f"{file.path}: one pooled embedding a step: nothing for --teacher_points to subsample")
     feat = _points_open(file.path)
-    return feat[rng.choice(len(feat), min(points, len(feat)), replace=False)].mean(0)
+    mean: np.ndarray = feat[rng.choice(len(feat), min(points, len(feat)), replace=False)].mean(0)
+    return mean
 
 
 def _state(path: Path) -> str:
@@ -199,20 +206,18 @@ def _state(path: Path) -> str:
     return f"{sum(s.st_size for s in stats)}|{max(s.st_mtime_ns for s in stats)}"
 
 
-def as_array(value, path: Path) -> np.ndarray | None:
-    """A tensor or an array as float32; None stays None. Raises InputError naming the file for what are no numbers."""
-    if value is None:
-        return None
+def as_array(value: Any, path: Path) -> np.ndarray:
+    """A tensor or an array as float32. Raises InputError naming the file for what are no plain numbers."""
     if isinstance(value, torch.Tensor):
         value = value.detach()
         value = value.float().numpy() if value.layout == torch.strided and not value.is_complex() else object()
-    value = np.asarray(value)
-    if value.dtype.kind not in "fiub":
-        raise InputError(f"{path}: expected plain tensors or arrays of numbers, found {value.dtype}; write them so")
-    return value.astype(np.float32, copy=False)
+    array: np.ndarray = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{path}: expected plain tensors or arrays of numbers, found {array.dtype}; write them so")
+    return array.astype(np.float32, copy=False)
 
 
-def _zarr(file: TeacherFile):
+def _zarr(file: TeacherFile) -> zarr.Array[Any]:
     """The array of a step's points, or of an episode's embeddings. Raises InputError where it lacks chunks."""
     import zarr
 
@@ -220,7 +225,7 @@ def _zarr(file: TeacherFile):
         if file.row is None:
             array = zarr.open_array(str(file.path), mode="r")
         else:
-            array = zarr.open_group(str(file.path), mode="r", use_consolidated=False)[KEY]
+            array = zarr_array(file.path)
         whole_zarr(file.path, array)
     except (KeyError, ValueError, AttributeError, TypeError, OSError, zarr.errors.BaseZarrError) as e:
         raise _no_zarr(file, e) from None
@@ -230,7 +235,7 @@ def _zarr(file: TeacherFile):
 def _read_zarr(file: TeacherFile) -> np.ndarray:
     array = _zarr(file)
     try:
-        return array[:] if file.row is None else array[file.row][None]
+        return np.asarray(array[:] if file.row is None else array[file.row : file.row + 1])
     except (RuntimeError, ValueError, TypeError, IndexError, OSError) as e:
         raise _no_zarr(file, e) from None
 

@@ -46,6 +46,9 @@ class Workspace:
         """Read a TOML file; relative roots count from the file's own folder.
 
         Raises InputError for a missing or malformed file and for unknown keys.
+
+        >>> Workspace.load("data/sample.toml").rgb.as_posix()
+        'data/sample/rgb'
         """
         path = Path(path)
         try:
@@ -69,7 +72,7 @@ class Workspace:
         if not_text:
             raise InputError(f"{path}: expected text in quotes for {', '.join(not_text)}")
 
-        def resolve(p):
+        def resolve(p: str) -> Path:
             return Path(os.path.normpath(path.parent / Path(p).expanduser()))
 
         return cls(
@@ -80,7 +83,13 @@ class Workspace:
         )
 
     def require(self, *kinds: str) -> Workspace:
-        """Itself, after checking that these roots ("teacher", "experts", "rgb", ...) are named and exist."""
+        """Itself, after checking that these roots ("teacher", "experts", "rgb", ...) are named and exist.
+
+        Raises InputError for the first one that is not.
+
+        >>> workspace.require("teacher", "experts") is workspace
+        True
+        """
         for kind in kinds:
             if kind == "experts":
                 if not self.experts:
@@ -97,7 +106,11 @@ class Workspace:
         return self
 
     def only(self, *experts: str) -> Workspace:
-        """The same workspace with a subset of its experts."""
+        """The same workspace with a subset of its experts. Raises InputError for one that it does not have.
+
+        >>> list(workspace.experts), list(workspace.only("vggt").experts)
+        (['dinov3', 'vggt'], ['vggt'])
+        """
         missing = [e for e in experts if e not in self.experts]
         if missing:
             raise InputError(
@@ -128,8 +141,8 @@ def parse_expert_root(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if equals and name and os.sep not in name:
         return name, Path(path).expanduser()
-    path = Path(text).expanduser()
-    stem = path.name.removeprefix("features_")
-    if stem == path.name or not stem:
+    folder = Path(text).expanduser()
+    stem = folder.name.removeprefix("features_")
+    if stem == folder.name or not stem:
         raise InputError(f"{text}: cannot tell the expert's name; write NAME={text} or name the folder features_<name>")
-    return stem.split("_")[0], path
+    return stem.split("_")[0], folder

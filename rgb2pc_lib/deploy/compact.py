@@ -12,15 +12,21 @@ from safetensors.torch import save as save_tensors
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import BACKBONES, Compact
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Run, Settings, option, write_atomic
+from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.learning.settings import Settings, option, shared
 
 
 @dataclass(frozen=True)
 class CompactConfig(Settings):
-    """Every setting of a compact student's training.
+    """Every setting of a compact student's training. See `Config`.
+
+    Raises InputError naming the setting when a value is out of range.
 
     >>> CompactConfig(run="runs/judge/weighted-seed0").backbone
     'resnet18'
+    >>> CompactConfig(size=16)
+    Traceback (most recent call last):
+    rgb2pc_lib.errors.InputError: --size: expected at least 32, found 16
     """
 
     tool = "tools/train_compact.py"
@@ -38,29 +44,30 @@ class CompactConfig(Settings):
     photometric: float = option(1.0, "strength of changes of brightness, contrast, colour, blur and noise", least=0)
     shift: float = option(0.01, "largest shift of the image, as a fraction of its side", least=0, most=0.1)
     # losses
-    tau: float = option(0.05, "temperature of InfoNCE", least=1e-4)
-    learn_tau: bool = option(False, "learn the temperature, starting at tau")
-    loss_mse: float = option(10.0, "weight of the squared distance of normalised embeddings", least=0)
-    loss_relational: float = option(0.0, "weight of the match of similarity matrices", least=0)
-    exclude_near: int = option(0, "steps of one episode this near in time are not negatives, steps", least=0)
+    tau: float = shared("tau", 0.05)
+    learn_tau: bool = shared("learn_tau", False)
+    loss_mse: float = shared("loss_mse", 10.0)
+    loss_relational: float = shared("loss_relational", 0.0)
+    exclude_near: int = shared("exclude_near", 0)
     # training
-    steps: int = option(400, "training steps", least=1)
-    batch_size: int = option(64, "frames a batch", least=2)
-    lr: float = option(1e-3, "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", least=0)
-    weight_decay: float = option(0.05, "AdamW weight decay", least=0)
-    grad_clip: float = option(1.0, "largest gradient norm; 0: no clipping", least=0)
-    amp: bool = option(True, "bfloat16 autocast")
-    seed: int = option(0, "seed of weights, batches and augmentations", least=0)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    num_threads: int = option(0, "CPU threads of torch; 0: leave as it is", least=0)
+    steps: int = shared("steps", 400)
+    batch_size: int = shared("batch_size", 64)
+    lr: float = shared("lr", 1e-3)
+    weight_decay: float = shared("weight_decay", 0.05)
+    grad_clip: float = shared("grad_clip", 1.0)
+    amp: str = shared("amp", "auto")
+    seed: int = shared("seed", 0)
+    device: str = shared("device", "auto")
+    num_threads: int = shared("num_threads", 0)
     # the run's folder
     save_dir: str = option("", "folder of the compact student; none: runs/compact-<backbone>-seed<seed>")
-    save_every: int = option(100, "steps between checkpoints", least=1)
-    log_every: int = option(10, "steps between lines of metrics.jsonl", least=1)
-    eval_every: int = option(100, "steps between checks on held-out frames; 0: at the end only", least=0)
+    save_every: int = shared("save_every", 100)
+    log_every: int = shared("log_every", 10)
+    eval_every: int = shared("eval_every", 100)
 
     @property
     def folder(self) -> Path:
+        """Where the compact student lies."""
         return PROJECT / (self.save_dir or f"runs/compact-{self.backbone}-seed{self.seed}")
 
 
@@ -68,14 +75,25 @@ class CompactRun(Run):
     """A compact student's folder: the files of a run, with the settings and the weights of a small network.
 
     `embeddings()` holds the run's own steps: "student" (the compact one), "fused", "teacher", keys and held_out.
+
+    >>> compact = CompactRun.open(compact.folder)
+    >>> compact.config.backbone, compact.summary["n_train"], compact.embeddings()["fused"].shape
+    ('resnet18', 48, (72, 16))
     """
 
     @property
     def config(self) -> CompactConfig:
+        """The settings it was trained with."""
         return CompactConfig.from_json(self.file("config.json").read_text(encoding="utf-8"))
 
     def compact(self) -> Compact:
-        """The trained network in evaluation mode. Raises InputError when the file is not one's."""
+        """The trained network in evaluation mode: frames `[B, S, S, 3]` (0 to 255, S its `size`) -> `[B, E]`.
+
+        Raises InputError when the file is not one's.
+
+        >>> compact.compact()(torch.zeros(2, 32, 32, 3)).shape
+        torch.Size([2, 16])
+        """
         path = self._finished_file("model.safetensors")
         try:
             with safe_open(path, framework="pt") as f:
@@ -88,6 +106,7 @@ class CompactRun(Run):
         return network.eval()
 
     def save_compact(self, network: Compact, backbone: str) -> None:
+        """Write what `compact` reads."""
         about = {"backbone": backbone, "size": network.size, "embed_dim": network.head.out_features}
         tensors = {k: v.contiguous().cpu() for k, v in network.state_dict().items()}
         write_atomic(

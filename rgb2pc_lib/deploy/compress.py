@@ -30,6 +30,7 @@ from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.losses import NearInTime
 from rgb2pc_lib.learning.metrics import agreement, retrieval
 from rgb2pc_lib.learning.objective import embedding_loss
+from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device
 from rgb2pc_lib.learning.runs import Run, claim, write_atomic
 from rgb2pc_lib.learning.train import Progress, begin, follow
@@ -50,6 +51,7 @@ class Compression:
     def __init__(self, config: CompactConfig, network: Compact, keys: pd.DataFrame):
         self.config, self.student = config, network.train()
         self.device = network.head.weight.device
+        self.amp = in_bfloat16(config.amp, self.device)
         self.episode = torch.tensor(keys.groupby(["task", "episode"]).ngroup().to_numpy(), device=self.device)
         self.time = torch.tensor(keys["time"].to_numpy(), device=self.device)
         self.log_tau = torch.nn.Parameter(torch.tensor(math.log(config.tau), device=self.device))
@@ -59,7 +61,7 @@ class Compression:
         return None
 
     def outputs(self, batch: Pixels, noise: None) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             embedding = self.student(batch.images)
         return {"embedding": embedding.float(), "samples": torch.from_numpy(batch.samples).to(self.device)}
 
@@ -74,6 +76,12 @@ def train_compact(config: CompactConfig, resume: bool = False) -> Iterator[Progr
 
     Raises InputError for bad input, when frames given as `more_rgb` are among the held-out ones, when the folder
     already holds a run (unless it is to be resumed), and while another training writes there.
+
+    >>> config = CompactConfig(run=str(run.folder), save_dir=str(folder / "small"), size=32, steps=2, batch_size=16)
+    >>> [progress.step for progress in train_compact(config)]
+    [1, 2]
+    >>> CompactRun.open(config.folder).finished
+    True
     """
     with claim(config.folder):
         yield from _train(config, resume)
@@ -201,7 +209,11 @@ def _finish(run: CompactRun, config: CompactConfig, network: Compact, fused: Run
 def export_run(run: CompactRun, limit: float = 1e-4) -> dict[str, float]:
     """Export into the run's own folder and check the file on real held-out frames; the parity is kept in `onnx.json`.
 
-    Raises InputError when file and network differ by more than `limit` relative.
+    Raises InputError when file and network differ by more than `limit` relative, and when a package is missing.
+
+    >>> found = export_run(compact)
+    >>> found["relative"] < 1e-4, found["frames"], compact.file("model.onnx").stat().st_size == found["bytes"]
+    (True, 24, True)
     """
     network, data = run.compact(), own_targets(Run.open(PROJECT / run.config.run))
     path = export_onnx(network, run.folder)

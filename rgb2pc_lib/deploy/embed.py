@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from rgb2pc_lib.data.packs import Layout, choose
+from rgb2pc_lib.data.geometry import Layout
+from rgb2pc_lib.data.packs import choose
 from rgb2pc_lib.data.pairing import OK, Pairing, Samples, pair, refuse_broken
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice
 from rgb2pc_lib.data.workspace import Workspace
@@ -33,8 +34,11 @@ def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[p
     """Embed every step that all experts of the run have; no teacher is needed.
 
     Returns the keys (task, episode, step, time) and the embeddings `[n, E]` float32, row for row.
+    Raises InputError when the workspace lacks an expert of the run, a pack is unreadable, or no step is in all packs.
 
-    >>> keys, embeddings = embed_packs(Run.open("runs/moe-seed0"), Workspace.load(SAMPLE))  # doctest: +SKIP
+    >>> keys, embeddings = embed_packs(run, workspace)
+    >>> len(keys), embeddings.shape
+    (96, (96, 16))
     """
     student, _ = run.student()
     pairing = pair(workspace.only(*student.experts), teacher=False)
@@ -62,9 +66,10 @@ class Embedder:
 
     Experts: the same numbers as from packs extracted beforehand, up to the packs' rounding to 16 bits.
 
-    >>> embedder = Embedder.from_run("runs/moe-seed0")  # doctest: +SKIP
-    >>> embedder(frames).shape  # uint8 [B, H, W, 3] -> [B, E]  # doctest: +SKIP
-    (8, 256)
+    >>> embedder = Embedder.from_run(compact)
+    >>> frames = np.zeros((5, 120, 160, 3), np.uint8)
+    >>> embedder(frames).shape  # [B, H, W, 3] -> [B, E]
+    (5, 16)
     """
 
     name: str  # of the run
@@ -80,9 +85,13 @@ class Embedder:
 
         Args:
             weights: expert -> its official file or folder, for experts that do not bring their own.
-            window, stride: for experts that see several frames together, as their packs were extracted.
+            window: frames seen at once by experts that see several together, as their packs were extracted.
+            stride: frames from one window to the next, likewise.
 
         Raises InputError when the folder holds no finished run, or an expert has no encoder or no weights here.
+
+        >>> Embedder.from_run(compact.folder, device="cpu").name
+        'compact'
         """
         run, device, weights = open_run(run), pick_device(device), weights or {}
         if isinstance(run, CompactRun):
@@ -95,7 +104,12 @@ class Embedder:
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Embeddings `[B, E]` float32 of RGB images `[B, H, W, 3]` uint8. Raises InputError for another layout."""
+        """Embeddings `[B, E]` float32 of RGB images `[B, H, W, 3]` uint8, of any size. Raises InputError otherwise.
+
+        >>> Embedder.from_run(compact)(np.zeros((120, 160, 3)))
+        Traceback (most recent call last):
+        rgb2pc_lib.errors.InputError: expected RGB images [B, H, W, 3] in uint8, found [120, 160, 3] in float64
+        """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise InputError(f"expected RGB images [B, H, W, 3] in uint8, found {list(images.shape)} in {images.dtype}")

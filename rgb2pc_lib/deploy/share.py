@@ -26,7 +26,7 @@ tags: [robotics, distillation, point-cloud, rgb]
 _USE = """## Use
 
 ```python
-from rgb2pc_lib.deploy.embed import Embedder
+from rgb2pc_lib import Embedder
 
 embedder = Embedder.from_run("this/folder")
 embeddings = embedder(images)  # uint8 [B, H, W, 3] -> [B, E]
@@ -42,7 +42,11 @@ def share(run: Run | str | Path, folder: Path) -> Path:
     student also its ONNX file, the example and the ledger where they were made.
     Raises InputError for an unfinished run and where the folder holds something already.
 
-    >>> share("runs/compact-resnet18-seed0", Path("shared/compact"))  # doctest: +SKIP
+    >>> there = share(run, folder / "for a friend")
+    >>> sorted(path.name for path in there.iterdir())
+    ['README.md', 'config.json', 'model.safetensors', 'summary.json']
+    >>> Run.open(there).config.vis_roots  # no paths
+    {}
     """
     run = open_run(run)
     if folder.exists() and any(folder.iterdir()):

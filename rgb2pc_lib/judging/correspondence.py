@@ -24,7 +24,7 @@ from rgb2pc_lib.data.sampling import Gatherer, lattice
 from rgb2pc_lib.data.step_points import PointReader
 from rgb2pc_lib.data.workspace import portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import interval
+from rgb2pc_lib.judging.verdicts import interval
 from rgb2pc_lib.learning.metrics import unit
 from rgb2pc_lib.learning.places import embed_places, embed_points
 from rgb2pc_lib.learning.point_models import PlaceStudent

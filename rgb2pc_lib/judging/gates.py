@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, lattice, ordered_plans
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import interval
+from rgb2pc_lib.judging.verdicts import interval
 from rgb2pc_lib.learning.metrics import mean_cosine, retrieval
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.prepare import Data
@@ -96,7 +96,10 @@ class GateReader:
         parts = []
         for batch in self._batches(index, progress, "switching off"):
             hidden = self.student.hidden(batch.tokens, batch.positions)  # once for all subsets
-            found = [self.student.fuse({k: hidden[k] for k in on}, batch.present).embedding for on in subsets]
+            found = [
+                self.student.fuse({k: hidden[k] for k in on}, batch.present, batch.positions).embedding
+                for on in subsets
+            ]
             parts.append(torch.stack(found).numpy())
         return np.concatenate(parts, axis=1)
 

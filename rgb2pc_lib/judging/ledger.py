@@ -19,7 +19,8 @@ from rgb2pc_lib.deploy.export import open_onnx
 from rgb2pc_lib.deploy.frames import resized
 from rgb2pc_lib.encoders.extract import Frames, list_frames
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import judge_features, judge_run, load_targets, pooled_features
+from rgb2pc_lib.judging.evaluate import Questions, judge_features, judge_run
+from rgb2pc_lib.judging.rivals import pooled_features
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Run, write_atomic
 
@@ -52,18 +53,18 @@ def quality(compacts: dict[str, CompactRun], fused: Run) -> pd.DataFrame:
     Hops: the teacher, each expert's pooled features, the fused student, and the compact students by name. Retrieval
     finds a step's own cloud among the held-out ones.
     """
-    e, state = fused.embeddings(), fused.config.workspace.state
-    keys, held_out = pd.DataFrame({k: e[k] for k in ("task", "episode", "step", "time")}), e["held_out"]
-    targets = load_targets(state, keys) if state else {}
-    features = {TEACHER: e["teacher"], **pooled_features(Data.open(fused.config))}
-    rows = {name: judge_features(x, e["teacher"], targets, keys, held_out) for name, x in features.items()}
-    rows[FUSED] = judge_run(fused, state)
+    e, questions = fused.embeddings(), Questions.of(fused, fused.config.workspace.state)
+    data = Data.open(fused.config)
+    kept = ~np.isin(np.arange(len(data.samples)), data.validation)
+    features = {TEACHER: e["teacher"], **{name: x[kept] for name, x in pooled_features(data).items()}}
+    rows = {name: judge_features(x, e["teacher"], questions)[0] for name, x in features.items()}
+    rows[FUSED] = judge_run(fused, questions)[0]
     for name, run in compacts.items():
         if not np.array_equal(run.embeddings()["fused"], e["student"]):
             raise InputError(
                 f"{run.folder}: was distilled from other embeddings than {fused.folder} holds; train again"
             )
-        rows[name] = judge_run(run, state)
+        rows[name] = judge_run(run, questions)[0]
     return _long(rows)
 
 

@@ -168,7 +168,7 @@ class Alignment(Distillation):
         first, last = _cut(batch, noise, 0, self.pooled), _cut(batch, noise, self.pooled, None)
         outputs = {} if self.alone else super().outputs(*first)
         part, noise = last
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             out = self.student.places(part.tokens, part.present, noise)
             points = self.student.points(batch.points)
         aligned = {

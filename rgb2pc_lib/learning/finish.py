@@ -16,7 +16,7 @@ from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.prepare import Prepared
 from rgb2pc_lib.learning.runs import Run, write_atomic
 
-_CURVE_SAMPLES = 512  # held-out samples behind the curve; the final figures use all of them
+_CURVE_SAMPLES = 512  # validation samples behind the curve; the final figures use all held-out ones
 _CURVE_IMAGES = 48  # of those, where places are searched for points
 
 
@@ -48,7 +48,7 @@ def embed_samples(
 def curve(prepared: Prepared) -> dict[str, float]:
     """Figures on some held-out samples, at a lattice about as fine as the training's."""
     data, gatherer, aim = prepared.data, prepared.gatherer, prepared.learner.objective
-    index = data.held_out[:: math.ceil(len(data.held_out) / _CURVE_SAMPLES)]
+    index = data.curve[:: math.ceil(len(data.curve) / _CURVE_SAMPLES)]
     with ranks.agreed():
         own = aim.figures(gatherer, index, _CURVE_IMAGES)
     if not aim.distils:
@@ -64,23 +64,26 @@ def finish(run: Run, prepared: Prepared) -> None:
     """Weights, embeddings of every sample, and the final figures on all held-out ones."""
     data, gatherer, mean = prepared.data, prepared.gatherer, prepared.mean
     student, aim = prepared.student.eval(), prepared.learner.objective
-    index = np.sort(np.concatenate([data.training, data.held_out]))
+    index = np.arange(len(data.samples))
     embedding, gates = embed_samples(student, gatherer, index, embedding_lattice(gatherer.samples.pairing.finest_grid))
     if ranks.rank() > 0:
         return
     run.save_student(student, gatherer.samples.pairing.channels, mean)
     teacher = gatherer.teacher_embeddings(data.samples.teacher_rows[index]).astype(np.float32)
     keys = data.samples.keys().loc[index]
-    held_out = np.isin(index, data.held_out)
+    held_out, validation = np.isin(index, data.held_out), np.isin(index, data.validation)
     arrays = {k: keys[k].to_numpy(str) for k in ("task", "episode", "step")}
-    arrays |= {"time": keys["time"].to_numpy(), "held_out": held_out, "gates": gates}
+    arrays |= {"time": keys["time"].to_numpy(), "held_out": held_out, "validation": validation}
+    arrays |= {"gates": gates}
     arrays |= {"student": embedding, "teacher": teacher, "experts": np.array(student.experts)}
     write_atomic(run.file("embeddings.npz"), lambda p: np.savez(p, **arrays))
     ours, theirs = embedding[held_out], (teacher - mean.numpy())[held_out]
     figures = retrieval(ours, theirs) | agreement(ours, theirs) if aim.distils else {}
     summary = {
-        "n_train": int((~held_out).sum()),
+        "n_train": len(data.training),
+        "n_validation": len(data.validation),
         "n_held_out": int(held_out.sum()),
+        "precision": "bfloat16" if aim.amp else "float32",
         "held-out": figures | aim.figures(gatherer, data.held_out),
         "gates": dict(zip(student.experts, gates[held_out].mean(0).tolist(), strict=True)),
         "data_hash": _data_hash(keys, teacher, student),

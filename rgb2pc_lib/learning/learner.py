@@ -120,6 +120,7 @@ class Learner:
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "log_tau": self.objective.log_tau.detach(),
+            "amp": self.objective.amp,
         }
 
     def load(self, state: dict) -> None:
@@ -127,3 +128,4 @@ class Learner:
         self.optimiser.load_state_dict(state["optimiser"])
         with torch.no_grad():
             self.objective.log_tau.copy_(state["log_tau"])
+        self.objective.amp = state.get("amp", self.objective.amp)  # a run keeps the precision it began with

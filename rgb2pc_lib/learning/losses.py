@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rgb2pc_lib.learning.metrics import some_rows
+
 _WHOLE = 4096  # samples: up to here B x B is made at once, 64 MB
-_ENTRIES = 2**22  # similarities at a time beyond, 16 MB
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class _InfoNCEByRows(torch.autograd.Function):
     def forward(ctx, student, teacher, tau, ignore):
         by_row, own = student.new_empty(2, len(student))
         by_column = torch.full_like(by_row, -torch.inf)
-        for rows in _some_rows(len(student)):
+        for rows in some_rows(len(student)):
             logits = _logits(student, teacher, tau, ignore, rows)  # [rows, B]
             by_row[rows], own[rows] = logits.logsumexp(1), logits.diagonal(rows.start)
             by_column = torch.logaddexp(by_column, logits.logsumexp(0))
@@ -86,7 +87,7 @@ class _InfoNCEByRows(torch.autograd.Function):
         student, teacher, tau, by_row, by_column = ctx.saved_tensors
         to_student = torch.empty_like(student)
         to_teacher = torch.zeros_like(teacher) if ctx.needs_input_grad[1] else None
-        for rows in _some_rows(len(student)):
+        for rows in some_rows(len(student)):
             logits = _logits(student, teacher, tau, ctx.ignore, rows)
             pull = (logits - by_row[rows, None]).exp_() + logits.sub_(by_column).exp_()
             pull.diagonal(rows.start).sub_(2)
@@ -96,11 +97,6 @@ class _InfoNCEByRows(torch.autograd.Function):
         scale = grad / (2 * len(student) * tau)
         to_tau = -(to_student * student).sum() * scale / tau
         return to_student * scale, None if to_teacher is None else to_teacher * scale, to_tau, None
-
-
-def _some_rows(n: int) -> list[slice]:
-    size = max(_ENTRIES // n, 1)
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def _logits(student, teacher, tau, ignore, rows):  # [rows, B]

@@ -1,7 +1,7 @@
-"""The student: one adapter per expert, fusion, mean pooling and a projector.
+"""The student: one adapter per expert, fusion, pooling over places, and a projector.
 
 Fusion and pooling are done before each adapter's last linear layer. Both are linear, so the result is exactly the
-same as after it, and a matrix product per token becomes one per step.
+same as after it, and a matrix product per token becomes one per pooled region.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FUSIONS = ("weighted", "moe", "uniform")
+POOLINGS = ("mean", "blocks2", "blocks4", "attention")
+_QUERIES = 8  # of "attention"
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Student(nn.Module):
         top_k: with "moe", how many experts a place may use (0: all).
         gate_noise: with "moe", standard deviation of noise on the gate logits while training.
         seed: every initial weight comes from this generator, never from the global one.
+        pooling: how the places of a step become one vector: their "mean", means over 2 x 2 or 4 x 4 blocks of the image
+            ("blocks2", "blocks4") or over what learned queries attend to ("attention"); several are joined by a layer.
 
     >>> student = Student({"a": 8, "b": 4}, embed_dim=16, fusion="moe", width=32)
     >>> tokens = {"a": torch.zeros(2, 5, 8), "b": torch.zeros(2, 5, 4)}
@@ -62,12 +66,14 @@ class Student(nn.Module):
 
     def __init__(
         self, channels: dict[str, int], embed_dim: int, fusion: str = "weighted", width: int = 256,
-        moe_hidden: int = 128, top_k: int = 0, gate_noise: float = 0.0, seed: int = 0,
+        moe_hidden: int = 128, top_k: int = 0, gate_noise: float = 0.0, seed: int = 0, pooling: str = "mean",
     ):  # fmt: skip
         super().__init__()
-        if fusion not in FUSIONS:
-            raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, not {fusion!r}")
+        for name, value, known in (("fusion", fusion, FUSIONS), ("pooling", pooling, POOLINGS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         self.experts, self.fusion, self.top_k, self.gate_noise = list(channels), fusion, top_k, gate_noise
+        self.pooling = pooling
         with torch.device("meta"):  # building draws nothing from the global generator
             self.adapters = nn.ModuleDict({name: Adapter(c, width) for name, c in channels.items()})
             if fusion == "moe":
@@ -79,6 +85,11 @@ class Student(nn.Module):
             self.projector = nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, embed_dim)
             )
+            if pooling != "mean":
+                regions = {"blocks2": 4, "blocks4": 16, "attention": _QUERIES}[pooling]
+                self.join = nn.Linear(regions * width, width)
+            if pooling == "attention":
+                self.queries = nn.Linear(width, _QUERIES, bias=False)
         self.to_empty(device="cpu")
         if fusion == "uniform":
             self.register_buffer("logits", torch.zeros(len(channels)), persistent=False)
@@ -95,7 +106,7 @@ class Student(nn.Module):
             positions: `[B, K, 2]` (x, y) as fractions of the original image.
             noise: `[B, K, M]`, standard normal; `gate_noise` times it is added to the gate's logits (training only).
         """
-        return self.fuse(self.hidden(tokens, positions), present, noise)
+        return self.fuse(self.hidden(tokens, positions), present, positions, noise)
 
     def hidden(self, tokens: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         """What the adapters make of the tokens before fusion, expert -> `[B, K, D]`: nearly all of the work."""
@@ -103,20 +114,52 @@ class Student(nn.Module):
         given = [name for name in self.experts if name in tokens]
         return {name: self.adapters[name].hidden(tokens[name], place) for name in given}
 
-    def fuse(self, hidden: dict[str, Tensor], present: Tensor, noise: Tensor | None = None) -> Fused:
+    def fuse(self, hidden: dict[str, Tensor], present: Tensor, positions: Tensor, noise: Tensor | None = None) -> Fused:
         """The rest of `forward`, for any subset of the experts."""
-        if len(hidden) < len(self.experts):
-            present = present & torch.tensor([name in hidden for name in self.experts], device=present.device)
+        present = self._without_missing(hidden, present)
         gates = self._gates(hidden, present, noise)  # [B, K, M]
-        there = present.any(-1).sum(-1).clamp(min=1)[:, None]  # [B, 1] places that any expert covers
+        fused = self._pooled(hidden, gates, self._regions(hidden, gates, present, positions))  # [B, R, D]
+        joined = fused.flatten(1) if self.pooling == "mean" else self.join(fused.flatten(1))
+        return Fused(self.projector(joined), gates)
+
+    def spatial(
+        self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, side: int = 4
+    ) -> tuple[Tensor, Tensor]:
+        """Spatial tokens: fused places averaged over a coarse grid of the image, for policies that need places.
+
+        Returns `[B, side * side, D]`, row-major, and whether any place was seen in each cell `[B, side * side]`.
+        Unseen cells are zero. Arguments as in `forward`.
+        """
+        hidden = self.hidden(tokens, positions)
+        present = self._without_missing(hidden, present)
+        regions = _blocks(present, positions, side)
+        return self._pooled(hidden, self._gates(hidden, present, None), regions), regions.sum(1) > 0
+
+    def _without_missing(self, hidden, present):
+        if len(hidden) < len(self.experts):
+            return present & torch.tensor([name in hidden for name in self.experts], device=present.device)
+        return present
+
+    def _regions(self, hidden, gates, present, positions) -> Tensor:
+        """How much each place counts in each pooled region, `[B, K, R]`: sums to 1 over places, 0 where none is."""
+        if self.pooling == "attention":
+            at = {name: m for m, name in enumerate(self.experts)}
+            scores = sum(gates[..., at[name], None] * self.queries(h) for name, h in hidden.items())
+            seen = present.any(-1, keepdim=True)
+            scores = scores.float().masked_fill(~seen, -torch.inf).masked_fill(~seen.any(1, keepdim=True), 0.0)
+            return scores.softmax(1) * seen
+        return _blocks(present, positions, {"mean": 1, "blocks2": 2, "blocks4": 4}[self.pooling])
+
+    def _pooled(self, hidden, gates, regions) -> Tensor:
+        """Fused regions `[B, R, D]`: gates `[B, K, M]`, regions `[B, K, R]`, then the adapters' last layers."""
         fused = 0
         for m, name in enumerate(self.experts):
             if name in hidden:
-                share = gates[:, :, m : m + 1]
-                pooled = _weighted_sum(share, hidden[name]) / there  # [B, D]
+                share = gates[:, :, m : m + 1] * regions  # [B, K, R]
                 outer = self.adapters[name].outer
-                fused = fused + F.linear(pooled, outer.weight) + share.sum(1) / there * outer.bias
-        return Fused(self.projector(fused), gates)
+                pooled = _weighted_sum(share, hidden[name])  # [B, R, D]
+                fused = fused + F.linear(pooled, outer.weight) + share.sum(1)[..., None] * outer.bias
+        return fused
 
     def weights(self) -> dict[str, float]:
         """Global fusion weights by expert (not with "moe", whose weights depend on the place)."""
@@ -143,13 +186,21 @@ class Student(nn.Module):
 
 
 def _weighted_sum(share: Tensor, hidden: Tensor) -> Tensor:
-    """Shares `[B, K, 1]` of hidden tokens `[B, K, D]`, summed over places: `[B, D]`.
+    """Shares `[B, K, R]` of hidden tokens `[B, K, D]`, summed over places: `[B, R, D]`.
 
-    In half precision by a matrix product, which adds in fp32 and makes no `[B, K, D]` of its own.
+    By a matrix product, which adds in fp32 and makes no `[B, K, D]` of its own.
     """
-    if hidden.dtype == share.dtype:
-        return (share * hidden).sum(1)
-    return (share.mT.to(hidden.dtype) @ hidden).squeeze(1)
+    return share.mT.to(hidden.dtype) @ hidden
+
+
+def _blocks(present: Tensor, positions: Tensor, side: int) -> Tensor:
+    """Means over `side` x `side` blocks of the image, as weights of places: `[B, K, side * side]`, row-major."""
+    seen = present.any(-1).float()  # [B, K]
+    if side == 1:
+        return (seen / seen.sum(1, keepdim=True).clamp(min=1))[..., None]
+    x, y = (positions * side).long().clamp(0, side - 1).unbind(-1)
+    inside = F.one_hot(y * side + x, side * side) * seen[..., None]
+    return inside / inside.sum(1, keepdim=True).clamp(min=1)
 
 
 _CACHED = 2**19  # values that stay in a processor's cache between two passes

@@ -17,7 +17,8 @@ from rgb2pc_lib.data.pairing import Samples
 from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan
 from rgb2pc_lib.learning.losses import NearInTime, info_nce, load_balance, normalised_mse, relational
 from rgb2pc_lib.learning.models import Student
-from rgb2pc_lib.learning.runs import Config, Settings
+from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.settings import Settings
 
 Plans = Callable[[int], Plan]  # the plan of step n, whatever was asked before
 
@@ -34,6 +35,7 @@ class Distillation:
 
     def __init__(self, config: Config, student: Student, mean: Tensor, samples: Samples):
         self.config, self.student, self.mean, self.device = config, student.train(), mean, mean.device
+        self.amp = config.amp == "on"  # "auto" is decided before the loop, once for all ranks
         keys = samples.keys()
         episode, time = keys.groupby(["task", "episode"]).ngroup(), keys["time"]
         self.episode, self.time = (torch.tensor(k.to_numpy(np.int32), device=self.device) for k in (episode, time))
@@ -52,7 +54,7 @@ class Distillation:
 
         What the student makes has a gradient; whole numbers and bools are facts about the samples.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             out = self.student(batch.tokens, batch.present, batch.positions, noise)
         samples = torch.from_numpy(batch.samples).to(self.device)
         outputs = {"embedding": out.embedding.float(), "gates": out.gates.float(), "samples": samples}

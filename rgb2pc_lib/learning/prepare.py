@@ -28,7 +28,8 @@ class Data:
 
     samples: Samples
     training: np.ndarray  # sample numbers
-    held_out: np.ndarray
+    validation: np.ndarray  # for the curve and for choices; may be empty
+    held_out: np.ndarray  # for the tables
 
     @classmethod
     def open(cls, config: Config) -> Data:
@@ -39,8 +40,13 @@ class Data:
         samples = select(
             pairing, config.strict_pairing, config.pairing_fallback, config.pooled_unit, config.window, config.seed
         )
-        training, held_out = split(samples.keys(), config.split_by, config.held_out, config.split_seed)
-        return cls(samples, training, held_out)
+        keys = samples.keys()
+        return cls(samples, *split(keys, config.split_by, config.held_out, config.split_seed, config.validation))
+
+    @property
+    def curve(self) -> np.ndarray:
+        """Samples behind the curve: those for validation, or the held-out ones where there are none."""
+        return self.validation if len(self.validation) else self.held_out
 
     def shuffled(self, seed: int) -> Samples:
         """The control: teachers of the training samples are exchanged; held-out samples stay as they are."""

@@ -16,13 +16,11 @@ import hashlib
 import json
 import os
 import pickle
-import shlex
 import tempfile
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -35,8 +33,9 @@ from rgb2pc_lib.data.pairing import FALLBACKS, UNITS
 from rgb2pc_lib.data.step_points import KINDS
 from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.models import FUSIONS, Student
+from rgb2pc_lib.learning.models import FUSIONS, POOLINGS, Student
 from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
+from rgb2pc_lib.learning.settings import Settings, option, shared
 
 ROUTES = ("distill", "geometric")
 ANCHORS = ("first", "middle", "last", "random")
@@ -45,68 +44,6 @@ try:
     import fcntl
 except ImportError:  # not on Windows: there only the threads of one process know of each other
     fcntl = None
-
-
-def option(default, text: str, choices: tuple = (), least=None, most=None):
-    """A field of settings: its help (with the unit) and what is allowed."""
-    info = {"help": text, "choices": choices, "least": least, "most": most}
-    if isinstance(default, (dict, tuple)):
-        return field(default_factory=lambda: default, metadata=info)
-    return field(default=default, metadata=info)
-
-
-_FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a training: checked when made, round trip through JSON, and back to a command line.
-
-    Raises InputError naming the setting when a value is out of range.
-    """
-
-    tool = "tools/train_rgb2pc_distill.py"
-
-    def __post_init__(self):
-        for f in dataclasses.fields(self):
-            value, info = getattr(self, f.name), f.metadata
-            if info["choices"] and value not in info["choices"]:
-                raise InputError(f"--{f.name}: expected one of {', '.join(info['choices'])}, found {value!r}")
-            if info["least"] is not None and not value >= info["least"]:
-                raise InputError(f"--{f.name}: expected at least {info['least']}, found {value}")
-            if info["most"] is not None and not value <= info["most"]:
-                raise InputError(f"--{f.name}: expected at most {info['most']}, found {value}")
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        raw = json.loads(text)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
-
-    def changes(self, other: Self) -> dict[str, tuple]:
-        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers."""
-        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return {k: (ours[k], theirs[k]) for k in ours if k not in _FREE and ours[k] != theirs[k]}
-
-    def command(self) -> str:
-        """The command line, for the project's folder, that repeats this run."""
-        words = ["python", self.tool]
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            default = f.default_factory() if f.default is dataclasses.MISSING else f.default
-            if value == default:
-                continue
-            if isinstance(value, bool):
-                words.append(f"--{f.name}" if value else f"--no_{f.name}")
-            elif isinstance(value, dict):
-                words += [f"--{f.name}", *(f"{k}={v}" for k, v in value.items())]
-            elif isinstance(value, tuple):
-                words += [f"--{f.name}", *value]
-            else:
-                words += [f"--{f.name}", str(value)]
-        return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -119,6 +56,9 @@ class Config(Settings):
 
     >>> Config(fusion="moe").batch_size
     64
+    >>> Config(fusion="mean")
+    Traceback (most recent call last):
+    rgb2pc_lib.errors.InputError: --fusion: expected one of weighted, moe, uniform, found 'mean'
     """
 
     route: str = option("distill", "one embedding a step, or one a place, aligned with the cloud's points", ROUTES)
@@ -138,9 +78,12 @@ class Config(Settings):
     shuffle_pairs: bool = option(False, "the control: every sample gets the teacher of another one")
     split_by: str = option("episode", "what is held out", ("episode", "task"))
     held_out: float = option(0.25, "share that is held out, of every task's episodes or of the tasks", least=0, most=1)
+    validation: float = option(
+        0.125, "share for validation: curves and choices, never trained on", least=0, most=0.5, absent=0.0
+    )
     split_seed: int = option(0, "seed of the split, kept apart so that runs of all seeds are judged alike", least=0)
     # sampling
-    batch_size: int = option(64, "samples a batch", least=2)
+    batch_size: int = shared("batch_size", 64)
     student_tokens: int = option(64, "positions per sample, shared by all experts; at the grid's size: all", least=1)
     teacher_points: int = option(0, "random points averaged per step as augmentation; 0: all, from a table", least=0)
     frame_copy: str = option("middle", "which of a frame's copies in overlapping windows", COPIES)
@@ -150,16 +93,17 @@ class Config(Settings):
     # student
     fusion: str = option("weighted", "one learned weight per expert, a gate per place (moe), or all equal", FUSIONS)
     fuse_dim: int = option(256, "width D of adapters and fusion", least=1)
+    pooling: str = option("mean", "how places become one vector: mean, blocks of the image, or attention", POOLINGS)
     moe_hidden: int = option(128, "width of the gate network", least=1)
     moe_top_k: int = option(0, "experts a place may use; 0: all", least=0)
     gate_noise: float = option(0.0, "noise on the gate's logits while training, standard deviation", least=0)
     load_balance: float = option(0.0, "weight of the term that spreads the gates over experts", least=0)
     # losses
-    tau: float = option(0.05, "temperature of InfoNCE", least=1e-4)
-    learn_tau: bool = option(False, "learn the temperature, starting at tau")
-    loss_mse: float = option(0.0, "weight of the squared distance of normalised embeddings", least=0)
-    loss_relational: float = option(0.0, "weight of the match of similarity matrices", least=0)
-    exclude_near: int = option(0, "steps of one episode this near in time are not negatives, steps", least=0)
+    tau: float = shared("tau", 0.05)
+    learn_tau: bool = shared("learn_tau", False)
+    loss_mse: float = shared("loss_mse", 0.0)
+    loss_relational: float = shared("loss_relational", 0.0)
+    exclude_near: int = shared("exclude_near", 0)
     # alignment with points (route geometric, or beside distillation)
     loss_geometric: float = option(0.0, "weight of point-to-patch InfoNCE beside distillation", least=0)
     loss_consistency: float = option(
@@ -168,22 +112,22 @@ class Config(Settings):
     point_target: str = option("teacher", "what is known of a point: the teacher's feature, or its xyz", KINDS)
     anchor: str = option("middle", "the frame of a window that is used (route geometric, windows)", ANCHORS)
     # training
-    steps: int = option(400, "training steps", least=1)
-    lr: float = option(3e-3, "peak learning rate of AdamW (5 % warm-up, then cosine to zero)", least=0)
-    weight_decay: float = option(0.05, "AdamW weight decay", least=0)
-    grad_clip: float = option(1.0, "largest gradient norm; 0: no clipping", least=0)
-    amp: bool = option(False, "bfloat16 autocast")
-    seed: int = option(0, "seed of weights, batches and drops", least=0)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    steps: int = shared("steps", 400)
+    lr: float = shared("lr", 3e-3)
+    weight_decay: float = shared("weight_decay", 0.05)
+    grad_clip: float = shared("grad_clip", 1.0)
+    amp: str = shared("amp", "auto")
+    seed: int = shared("seed", 0)
+    device: str = shared("device", "auto")
     micro_batch: int = option(
         0, "samples read and forwarded at once, to save memory; 0: all. The loss is that of the whole batch", least=0
     )
-    num_threads: int = option(0, "CPU threads of torch; 0: leave as it is", least=0)
+    num_threads: int = shared("num_threads", 0)
     # the run's folder
     save_dir: str = option("", "folder of the run; none: runs/<fusion>-seed<seed>")
-    save_every: int = option(200, "steps between checkpoints", least=1)
-    log_every: int = option(10, "steps between lines of metrics.jsonl", least=1)
-    eval_every: int = option(100, "steps between retrieval checks on held-out samples; 0: at the end only", least=0)
+    save_every: int = shared("save_every", 200)
+    log_every: int = shared("log_every", 10)
+    eval_every: int = shared("eval_every", 100)
 
     def __post_init__(self):
         super().__post_init__()
@@ -206,10 +150,12 @@ class Config(Settings):
 
     @property
     def folder(self) -> Path:
+        """Where the run lies."""
         return PROJECT / (self.save_dir or f"runs/{self.fusion}-seed{self.seed}")
 
     @property
     def workspace(self) -> Workspace:
+        """The data that the settings name."""
         roots = {"teacher": self.pc_root, "rgb": self.rgb_root, "state": self.state_root, "clouds": self.cloud_root}
         return Workspace(
             **{k: PROJECT / v for k, v in roots.items() if v},
@@ -218,7 +164,12 @@ class Config(Settings):
         )
 
     def with_workspace(self, workspace: Workspace) -> Config:
-        """The same settings on other data."""
+        """The same settings on other data.
+
+        >>> config = Config(fusion="moe").with_workspace(workspace)
+        >>> list(config.vis_roots), config.workspace.teacher == workspace.teacher
+        (['dinov3', 'vggt'], True)
+        """
         roots = {"pc_root": "teacher", "rgb_root": "rgb", "state_root": "state", "cloud_root": "clouds"}
         return dataclasses.replace(
             self,
@@ -230,50 +181,80 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class Run:
-    """Reads and writes a run's folder.
+    """A run's folder, read (and, while it is trained, written). It holds nothing but the folder's path.
 
-    >>> Run(Path("runs/moe-seed0")).summary["held-out"]["R@1"]  # doctest: +SKIP
+    What is read raises InputError naming the file when the run is unfinished or the file is not a run's.
+
+    >>> run.finished, run.config.fusion, run.summary["n_train"], run.summary["n_held_out"]
+    (True, 'moe', 48, 24)
+    >>> sorted(run.summary["held-out"])
+    ['CKA', 'R@1', 'R@10', 'R@5', 'cosine', 'kNN overlap', 'median rank']
     """
 
     folder: Path
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """An existing run. Raises InputError when the folder holds none."""
+        """An existing run, finished or not. Raises InputError when the folder holds none.
+
+        >>> Run.open(run.folder) == run
+        True
+        >>> Run.open(folder)
+        Traceback (most recent call last):
+        rgb2pc_lib.errors.InputError: ...: holds no run (no config.json); train one with tools/train_rgb2pc_distill.py
+        """
         run = cls(Path(folder))
         if not run.file("config.json").exists():
             raise InputError(f"{folder}: holds no run (no config.json); train one with tools/train_rgb2pc_distill.py")
         return run
 
     def file(self, name: str) -> Path:
+        """The path of one of its files, there or not."""
         return self.folder / name
 
     @property
     def name(self) -> str:
+        """Of the folder."""
         return self.folder.name
 
     @property
     def config(self) -> Config:
+        """The settings it was trained with."""
         return Config.from_json(self.file("config.json").read_text(encoding="utf-8"))
 
     @property
     def finished(self) -> bool:
+        """Whether its final figures are there."""
         return self.file("summary.json").exists()
 
     def holds(self, config: Settings) -> bool:
-        """Whether this is a finished run with these settings."""
+        """Whether this is a finished run with these settings, but for those that cannot change its numbers.
+
+        >>> run.holds(run.config), run.holds(dataclasses.replace(run.config, lr=1.0))
+        (True, False)
+        """
         return self.finished and not self.config.changes(config)
 
     @property
     def summary(self) -> dict:
+        """Final figures: n_train, n_held_out, "held-out" (measure -> value), gates (expert -> mean), data_hash."""
         return json.loads(self._finished_file("summary.json").read_text(encoding="utf-8"))
 
     def metrics(self) -> pd.DataFrame:
-        """One row per logged step; a half-written last line, from a killed run, is left out."""
+        """One row per logged step; a half-written last line, from a killed run, is left out.
+
+        >>> run.metrics()["step"].tolist()
+        [1, 10, 20]
+        """
         return pd.DataFrame(read_metrics(self.file("metrics.jsonl")))
 
     def student(self) -> tuple[Student, torch.Tensor]:
-        """The trained student in evaluation mode, and the teacher's mean `[E]`."""
+        """The trained student in evaluation mode, and the teacher's mean `[E]` over the training samples.
+
+        >>> student, mean = run.student()
+        >>> student.experts, mean.shape
+        (['dinov3', 'vggt'], torch.Size([16]))
+        """
         path, config = self._finished_file("model.safetensors"), self.config
         try:
             with safe_open(path, framework="pt") as f:
@@ -287,6 +268,7 @@ class Run:
         return student.eval(), mean
 
     def save_student(self, student: Student, channels: dict[str, int], teacher_mean: torch.Tensor) -> None:
+        """Write what `student` reads."""
         about = json.dumps({"channels": channels, "embed_dim": len(teacher_mean)})
         tensors = {k: v.contiguous().cpu() for k, v in student.state_dict().items()}
         write_atomic(
@@ -294,10 +276,31 @@ class Run:
             lambda p: p.write_bytes(save_tensors({**tensors, "teacher_mean": teacher_mean.cpu()}, {"student": about})),
         )
 
-    def embeddings(self) -> dict[str, np.ndarray]:
-        """student [n, E], teacher [n, E], gates [n, M], and per sample task, episode, step, time, held_out."""
+    def embeddings(self, judged: str = "held_out") -> dict[str, np.ndarray]:
+        """Student `[n, E]`, teacher `[n, E]`, mean gates `[n, M]`, and per sample task, episode, step, time, held_out.
+
+        The student's lie in the space of the teacher's less its mean over the training samples. `experts` `[M]` names
+        the gates. The samples are those of training and those that are judged, which "held_out" marks: the held-out
+        ones (of the tables), or with `judged="validation"` those for choices. A run without such has none of them.
+
+        >>> e = run.embeddings()
+        >>> e["student"].shape, e["teacher"].shape, e["gates"].shape, e["held_out"].sum()
+        ((72, 16), (72, 16), (72, 2), np.int64(24))
+        >>> np.allclose(e["gates"].sum(1), 1)
+        True
+        """
+        found = self.embeddings_of_all()
+        sides = {"held_out": found.pop("held_out"), "validation": found.pop("validation")}
+        here = sides.pop(judged)
+        (other,) = sides.values()
+        found = {"held_out": here} | found
+        return {k: v if k == "experts" else v[~other] for k, v in found.items()}
+
+    def embeddings_of_all(self) -> dict[str, np.ndarray]:
+        """As `embeddings`, of all samples; "held_out" and "validation" mark theirs."""
         with np.load(self._finished_file("embeddings.npz"), allow_pickle=False) as z:
-            return dict(z)
+            found = dict(z)
+        return {"validation": np.zeros_like(found["held_out"])} | found
 
     def state(self) -> dict:
         """The resume state. Raises InputError when it is unreadable."""
@@ -319,10 +322,11 @@ def build_student(config: Config, channels: dict[str, int], embed_dim: int) -> S
         channels, embed_dim, config.fusion, config.fuse_dim, config.moe_hidden, config.moe_top_k, config.gate_noise
     )  # fmt: skip
     if not config.aligns:
-        return Student(*sizes, seed=config.seed)
+        return Student(*sizes, seed=config.seed, pooling=config.pooling)
     inputs = 3 if config.point_target == "xyz" else embed_dim
     head = PointHead(config.point_target, inputs, embed_dim, config.fuse_dim)
-    return PlaceStudent(*sizes, head=head, knows_place=config.route == "distill", seed=config.seed)
+    knows = config.route == "distill"
+    return PlaceStudent(*sizes, head=head, knows_place=knows, seed=config.seed, pooling=config.pooling)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -37,11 +37,10 @@ class Snapshot:
 class Session:
     """One training at a time, in a worker thread; its numbers are those of `train` with the same config.
 
-    >>> session = Session()  # doctest: +SKIP
-    >>> session.start(Config(fusion="moe").with_workspace(Workspace.load(SAMPLE)))
-    >>> session.snapshot().state, session.snapshot().step
-    ('running', 17)
-    >>> session.stop()  # a checkpoint is written; start(the same config) continues
+    >>> session = Session()
+    >>> session.start(Config(steps=3, batch_size=8, save_dir=str(folder / "run")).with_workspace(workspace))
+    >>> session.wait().state, session.snapshot().step  # `stop` ends it early, with a checkpoint
+    ('finished', 3)
     """
 
     def __init__(self):

@@ -20,8 +20,10 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.finish import curve, finish
 from rgb2pc_lib.learning.learner import Learner
+from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device, prepare
-from rgb2pc_lib.learning.runs import Config, Run, Settings, claim, read_metrics, write_atomic
+from rgb2pc_lib.learning.runs import Config, Run, claim, read_metrics, write_atomic
+from rgb2pc_lib.learning.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,13 @@ def train(config: Config, resume: bool = False) -> Iterator[Progress]:
     Raises InputError for bad input, when the folder already holds a run (unless it is to be resumed), and while another
     training writes there.
 
-    >>> for progress in train(Config(steps=10).with_workspace(Workspace.load(SAMPLE))):  # doctest: +SKIP
-    ...     print(progress.step, progress.loss)
+    >>> config = Config(steps=2, batch_size=8, save_dir=str(folder / "run")).with_workspace(workspace)
+    >>> for progress in train(config):
+    ...     print(progress.step, progress.loss > 0, list(progress.gates))
+    1 True ['dinov3', 'vggt']
+    2 True ['dinov3', 'vggt']
+    >>> Run(config.folder).finished
+    True
     """
     with ExitStack() as held:
         with ranks.agreed():
@@ -75,6 +82,7 @@ def _train(config: Config, resume: bool) -> Iterator[Progress]:
             system.keep_freed_memory()
         state = begin(run, config, resume)
     prepared = ranks.first_then_rest(lambda: prepare(config, device))
+    prepared.learner.objective.amp = ranks.from_first(in_bfloat16(config.amp, device))
     yield from follow(run, prepared.learner, prepared.batches, lambda: curve(prepared), state)
     finish(run, prepared)
     ranks.wait()  # a run is finished on all ranks at once

@@ -74,6 +74,14 @@ def import_recordings(
     return written, kept
 
 
+def import_workspace(
+    recordings: list[Recording], source: Path, out: Path, name: str, every: int = 1, image: str = "jpg"
+) -> str:
+    """The whole of an import: `import_recordings`, then the workspace file called `name`. What was done, in a line."""
+    written, kept = import_recordings(recordings, source, out, every, image)
+    return f"{written} episodes written, {kept} kept; the workspace: {write_workspace(out, slug(name))}"
+
+
 def _is_there(out, recording, about):
     path = out / "state" / recording.task / f"{recording.episode}.npz"
     if not path.exists():

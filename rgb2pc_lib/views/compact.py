@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.compress import augmented
-from rgb2pc_lib.judging.evaluate import PROBES
 from rgb2pc_lib.judging.ledger import COSTS, FUSED, TEACHER
+from rgb2pc_lib.judging.probes import PROBES
 from rgb2pc_lib.learning.metrics import unit
 from rgb2pc_lib.views.plots import colour
 

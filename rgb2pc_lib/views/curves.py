@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rgb2pc_lib.judging.evaluate import verdict
+from rgb2pc_lib.judging.verdicts import verdict
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.plots import colour
 
@@ -26,7 +26,7 @@ def labels(configs: Sequence[Config]) -> list[str]:
     """Names for a legend: the fusion, and every setting in which these runs differ.
 
     >>> labels([Config(fusion="moe", lr=0.01), Config(fusion="moe")])
-    ['moe, lr 0.01', 'moe, lr 0.001']
+    ['moe, lr 0.01', 'moe, lr 0.003']
     """
     differs = {k: None for config in configs for k in configs[0].changes(config) if k not in _SILENT}
     out = []

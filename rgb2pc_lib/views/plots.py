@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rgb2pc_lib.data.workspace import PROJECT
-from rgb2pc_lib.judging.evaluate import CONCATENATED, PROBES, SHUFFLED, TEACHER, gap_closed, mean_table
+from rgb2pc_lib.judging.probes import PROBES
+from rgb2pc_lib.judging.rivals import CONCATENATED
+from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, gap_closed, mean_table
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the teacher is black, the control grey.
 _MODELS = {TEACHER: "#000000", "moe": "#d55e00", "weighted": "#0072b2", CONCATENATED: "#8a6d3b", SHUFFLED: "#999999"}
@@ -123,7 +125,7 @@ def judgement_figure(long: pd.DataFrame) -> Figure:
     gaps.set_yticks(range(len(wanted)), [m.removeprefix("R2 ") for m in wanted])
     gaps.invert_yaxis()
     left_out = ", ".join(m.removeprefix("R2 ") for m in none)
-    gaps.set(xlabel="0 = best single expert, 1 = teacher" + (f"\nno gap to close: {left_out}" if none else ""))
+    gaps.set(xlabel="0 = best rival, 1 = teacher" + (f"\nno gap to close: {left_out}" if none else ""))
     gaps.set(title=f"Gap closed, 95 % interval over {seeds} seeds")
     gaps.legend(fontsize=8, loc="best")
     for axes in (probes, search, gaps):

@@ -6,15 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rgb2pc_lib.judging.evaluate import (
-    CONCATENATED,
-    LOWER_IS_BETTER,
-    SHUFFLED,
-    TEACHER,
-    gap_closed,
-    interval,
-    mean_table,
-)
+from rgb2pc_lib.judging.probes import LOWER_IS_BETTER
+from rgb2pc_lib.judging.rivals import CONCATENATED
+from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, gap_closed, interval, mean_table
 from rgb2pc_lib.views.look import ALARM, plain
 from rgb2pc_lib.views.plots import colour
 
@@ -96,22 +90,22 @@ def centimetres_figure(long: pd.DataFrame) -> Figure:
 def reading(long: pd.DataFrame, students: tuple[str, ...] = ("weighted", "moe")) -> pd.DataFrame:
     """The table in words, one row a measure and student, no stronger than the interval over seeds allows.
 
-    Columns: measure, student, mean, best expert, its value, teacher, "student is" (above, below, or not told apart from
-    the best expert) and "a gap to close" (whether the teacher is better than the best expert at all).
+    Columns: measure, student, mean, best rival, its value, teacher, "student is" (above, below, or not told apart from
+    the best rival) and "a gap to close" (whether the teacher is better than the best rival at all).
     """
     lines = []
     for row in gap_closed(long, students).itertuples():
         values = long[(long["model"] == row.student) & (long["measure"] == row.measure)]["value"].to_numpy()
         sign = -1 if row.measure in LOWER_IS_BETTER else 1
         low, high = interval(sign * (values - row.best))
-        said = "above the best expert" if low > 0 else "below the best expert" if high < 0 else "not told apart"
+        said = "above the best rival" if low > 0 else "below the best rival" if high < 0 else "not told apart"
         gap = "yes" if sign * (row.teacher - row.best) > 0 else "no"
         lines.append((row.measure, row.student, row.mean, row[3], row.best, row.teacher, said, gap))
-    columns = ["measure", "student", "mean", "best expert", "its value", "teacher", "student is", "a gap to close"]
+    columns = ["measure", "student", "mean", "best rival", "its value", "teacher", "student is", "a gap to close"]
     return pd.DataFrame(lines, columns=columns)
 
 
 def said_colours(said: str) -> str:
     """Style of a cell of `reading`."""
-    tints = {"above the best expert": "#009e73", "below the best expert": ALARM}
+    tints = {"above the best rival": "#009e73", "below the best rival": ALARM}
     return f"color: {tints[said]}" if said in tints else ""

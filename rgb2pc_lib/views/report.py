@@ -20,15 +20,8 @@ from matplotlib.figure import Figure
 from rgb2pc_lib.checks.sources import pack_sizes
 from rgb2pc_lib.data.pairing import OK, Pairing, pair
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import (
-    SHUFFLED,
-    gap_closed,
-    judge,
-    judge_students,
-    line_up,
-    mean_table,
-    verdict,
-)
+from rgb2pc_lib.judging.evaluate import judge, judge_students, line_up
+from rgb2pc_lib.judging.verdicts import SHUFFLED, gap_closed, mean_table, verdict
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.curves import compared, curves_figure, verdict_figure
 from rgb2pc_lib.views.look import plain
@@ -151,8 +144,8 @@ class Report:
         """`evaluate.judge`'s table for a whole line-up, that of the students alone otherwise."""
         if self.complete:
             rows = [(n, c) for n, c in self.rows if set(c.vis_roots) == set(self.experts)]
-            return judge(self._widest, rows + [row for row in self.rows if row not in rows])
-        return judge_students(self.rows, self._widest.workspace.state)
+            return judge(self._widest, rows + [row for row in self.rows if row not in rows]).long
+        return judge_students(self.rows, self._widest.workspace.state).long
 
     @property
     def n(self) -> int:
@@ -214,7 +207,7 @@ class Report:
                     said.append(f"{ahead}, so there is no gap that {student} could close.")
                     continue
                 said.append(
-                    f"{ahead} ({', '.join(gaps['measure'])}); {student} beats the best expert on "
+                    f"{ahead} ({', '.join(gaps['measure'])}); {student} beats the best rival on "
                     f"{(gaps['closed'] > 0).sum()} of these, closing {gaps['closed'].median():.2f} of the gap (median)."
                 )
         own = _held_out(self.main)

@@ -17,11 +17,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from plotly.subplots import make_subplots
-from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.metrics import knn_overlap, unit
+from rgb2pc_lib.learning.metrics import knn_overlap, own_ranks, trustworthiness, unit
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import plain
 
@@ -87,8 +86,7 @@ class Spaces:
         """`[n]` place of the own teacher in retrieval, 1 = first; held-out among held-out, training among training."""
         out = np.zeros(len(self.keys), int)
         for side in (self.held_out, ~self.held_out):
-            similarity = unit(self.student[side]) @ unit(self.teacher[side]).T
-            out[side] = (similarity >= similarity.diagonal()[:, None]).sum(1)
+            out[side] = own_ranks(self.student[side], self.teacher[side])
         return out
 
     def nearest(self, row: int, of: str = "teacher", count: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +158,7 @@ def neighbourhoods(spaces: Spaces, k: int = NEIGHBOURS) -> pd.DataFrame:
             continue
         student, teacher, maps = spaces.student[side], spaces.teacher[side], [y[side] for y in spaces.maps.values()]
         elsewhere, by_chance = overlap_elsewhere(student, teacher, episode[side], near)
-        trusted = functools.partial(trustworthiness, n_neighbors=near, metric="cosine")
+        pictured = [map_neighbours(y, near) for y in maps]
         rows[name] = {
             "samples": n,
             "neighbours": near,
@@ -169,8 +167,8 @@ def neighbourhoods(spaces: Spaces, k: int = NEIGHBOURS) -> pd.DataFrame:
             "shared, elsewhere": elsewhere,
             "chance, elsewhere": by_chance,
             "shared, maps": map_overlap(*maps, near),
-            "map of the teacher": trusted(teacher, maps[0]),
-            "map of the student": trusted(student, maps[1]),
+            "map of the teacher": trustworthiness(teacher, pictured[0]),
+            "map of the student": trustworthiness(student, pictured[1]),
         }
     return pd.DataFrame(rows).T.astype({"samples": int, "neighbours": int})
 
@@ -183,15 +181,16 @@ def overlap_elsewhere(x: np.ndarray, y: np.ndarray, episode: np.ndarray, k: int)
     >>> overlap_elsewhere(np.eye(4), np.eye(4), np.array([0, 0, 1, 1]), 1)
     (1.0, 0.5)
     """
-    others = episode[:, None] != episode
-    if others.sum(1).min() < k:
+    _, number, size = np.unique(episode, return_inverse=True, return_counts=True)
+    others = len(episode) - size[number]  # of each row, in other episodes
+    if others.min() < k:
         return float("nan"), float("nan")
-    near = []
-    for z in (x, y):
-        similarity = np.where(others, unit(z) @ unit(z).T, -np.inf)
-        near.append(np.argsort(-similarity, axis=1, kind="stable")[:, :k])
-    shared = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(*near, strict=True)])
-    return float(shared), float(np.mean(k / others.sum(1)))
+    return knn_overlap(x, y, k, group=episode), float(np.mean(k / others))
+
+
+def map_neighbours(x: np.ndarray, k: int) -> np.ndarray:
+    """Of each point of a picture `[n, 2]` its k nearest others (Euclidean), `[n, k]`."""
+    return NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)
 
 
 def map_overlap(x: np.ndarray, y: np.ndarray, k: int) -> float:
@@ -200,7 +199,7 @@ def map_overlap(x: np.ndarray, y: np.ndarray, k: int) -> float:
     >>> map_overlap(np.eye(4), 3 * np.eye(4), 2)
     1.0
     """
-    near = [NearestNeighbors(n_neighbors=k).fit(z).kneighbors(return_distance=False) for z in (x, y)]
+    near = [map_neighbours(z, k) for z in (x, y)]
     return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(*near, strict=True)]))
 
 

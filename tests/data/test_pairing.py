@@ -326,7 +326,8 @@ def parts(keys, index, *columns):
 @pytest.mark.parametrize("share, count", [(0.25, 2), (0.5, 4), (0.01, 1), (0.99, 7)])
 def test_split_by_episode_takes_a_share_of_every_task(share, count, seed):
     keys = keys_of("abc", 8)
-    train, held_out = split(keys, "episode", share, seed)
+    train, none, held_out = split(keys, "episode", share, seed)
+    assert not len(none)
     assert sorted([*train, *held_out]) == list(range(len(keys)))
     ours, theirs = parts(keys, train, "task", "episode"), parts(keys, held_out, "task", "episode")
     assert not ours & theirs
@@ -338,17 +339,17 @@ def test_split_by_episode_takes_a_share_of_every_task(share, count, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_split_by_task(seed):
     keys = keys_of("abcdefgh", 2)
-    train, held_out = split(keys, "task", 0.25, seed)
+    train, _, held_out = split(keys, "task", 0.25, seed)
     ours, theirs = parts(keys, train, "task"), parts(keys, held_out, "task")
     assert not ours & theirs and len(theirs) == 2 and len(ours) == 6
 
 
 def test_split_seed_matters_and_order_of_rows_does_not():
     keys = keys_of("ab", 8)
-    chosen = {frozenset(parts(keys, split(keys, seed=s)[1], "task", "episode")) for s in range(10)}
+    chosen = {frozenset(parts(keys, split(keys, seed=s)[2], "task", "episode")) for s in range(10)}
     assert len(chosen) > 5
     mixed = keys.sample(frac=1, random_state=0).reset_index(drop=True)
-    assert parts(mixed, split(mixed)[1], "task", "episode") == parts(keys, split(keys)[1], "task", "episode")
+    assert parts(mixed, split(mixed)[2], "task", "episode") == parts(keys, split(keys)[2], "task", "episode")
 
 
 def test_split_of_too_little():
@@ -357,8 +358,21 @@ def test_split_of_too_little():
         split(one_each, "episode")
     with pytest.raises(InputError, match="at least two tasks are needed"):
         split(keys_of("a", 4), "task")
-    train, held_out = split(pd.concat([keys_of("a", 4), keys_of("b", 1)], ignore_index=True))
+    train, _, held_out = split(pd.concat([keys_of("a", 4), keys_of("b", 1)], ignore_index=True))
     assert len(train) and len(held_out), "a task with one episode is trained on"
+
+
+@pytest.mark.parametrize("by, names", [("episode", "ab"), ("task", "abcdefgh")])
+def test_validation_is_apart_from_both_and_changes_nothing_about_the_test(by, names):
+    keys = keys_of(names, 8)
+    plain = split(keys, by)
+    train, validation, held_out = split(keys, by, validation=0.125)
+    np.testing.assert_array_equal(held_out, plain[2])
+    unit = ("task", "episode") if by == "episode" else ("task",)
+    sides = [parts(keys, side, *unit) for side in (train, validation, held_out)]
+    assert not sides[0] & sides[1] and not sides[1] & sides[2] and not sides[0] & sides[2]
+    assert len(sides[1]) == (2 if by == "episode" else 1)  # one of eight, of every task's episodes or of the tasks
+    assert len(split(keys_of("a", 3), validation=0.125)[1]) == 0, "too few for three sides"
 
 
 def test_every_step_is_in_a_window(tmp_path):

@@ -169,6 +169,13 @@ def test_pooled_names_that_do_not_fit(tmp_path):
     assert list_teacher(tmp_path) == {}
 
 
+def test_a_pooled_group_where_the_array_should_be(tmp_path):
+    path = tmp_path / "push" / "ep_0.zarr"
+    zarr.open_group(str(path), mode="w").create_group("per_frame_features")
+    with pytest.raises(InputError, match=r"ep_0\.zarr: not a readable zarr array \('per_frame_features' is a group\)"):
+        read_points(TeacherFile(path, 0))
+
+
 # -- which file is whose
 
 

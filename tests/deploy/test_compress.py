@@ -27,7 +27,16 @@ def fused(tmp_path_factory, left):
     """A finished run on a workspace whose frames tell the teacher."""
     root = tmp_path_factory.mktemp("fused")
     workspace = dataclasses.replace(left, rgb=tiny.write_frames(root / "rgb", left))
-    config = Config(steps=60, batch_size=32, fuse_dim=32, student_tokens=16, eval_every=0, save_dir=str(root / "run"))
+    config = Config(
+        validation=0.0,
+        amp="off",
+        steps=60,
+        batch_size=32,
+        fuse_dim=32,
+        student_tokens=16,
+        eval_every=0,
+        save_dir=str(root / "run"),
+    )
     list(train(config.with_workspace(workspace)))
     return Run.open(root / "run")
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from rgb2pc_lib.data.packs import FeaturePack, list_packs
 from rgb2pc_lib.encoders import extract as module
-from rgb2pc_lib.encoders.encode import encode
-from rgb2pc_lib.encoders.extract import extract, list_frames, windows
+from rgb2pc_lib.encoders.encode import encode, windows
+from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder, square
 from rgb2pc_lib.errors import InputError
 

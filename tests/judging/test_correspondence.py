@@ -36,7 +36,7 @@ def matcher(tmp_path_factory):
         np.savez(state / f"{folder.name}.npz", steps=steps, labels=labels, label_names=NAMES, tcp=np.zeros((12, 3)),
                  frame="world", world_to_camera=np.eye(4))  # fmt: skip
     workspace = dataclasses.replace(workspace, rgb=root / "rgb", state=root / "state")
-    config = Config(
+    config = Config(validation=0.0, amp="off",
         route="geometric", fusion="moe", steps=80, batch_size=16, student_tokens=12, fuse_dim=32, moe_hidden=16,
         eval_every=0, save_dir=str(root / "run"),
     ).with_workspace(workspace)  # fmt: skip

@@ -7,26 +7,35 @@ import pytest
 import tiny
 
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import (
+from rgb2pc_lib.judging.evaluate import judge, judge_students, line_up, train_line_up
+from rgb2pc_lib.judging.probes import load_targets, probe
+from rgb2pc_lib.judging.rivals import PROPRIOCEPTION, UNTRAINED, components, pooled_features, pooled_rivals
+from rgb2pc_lib.judging.verdicts import (
     SHUFFLED,
     TEACHER,
+    WIDTH,
+    difference,
     gap_closed,
     interval,
-    judge,
-    judge_students,
-    line_up,
-    load_targets,
     mean_table,
-    pooled_features,
-    probe,
-    train_line_up,
+    rivals_of,
     verdict,
 )
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
-SMALL = Config(steps=40, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=3e-3, eval_every=0)
+SMALL = Config(
+    validation=0.0,
+    amp="off",
+    steps=40,
+    batch_size=32,
+    student_tokens=16,
+    fuse_dim=32,
+    moe_hidden=32,
+    lr=3e-3,
+    eval_every=0,
+)
 
 
 def keys(tasks=3, episodes=6, steps=10):
@@ -140,9 +149,9 @@ def test_gap_closed_by_hand():
         rows += [("moe", seed, "R2 tcp", r2), ("moe", seed, "tcp cm", cm), ("moe", seed, "R@1", 0.7)]
         rows += [("moe", seed, "task accuracy", 0.95)]
     closed = gap_closed(pd.DataFrame(rows, columns=["model", "seed", "measure", "value"]), ["moe"]).set_index("measure")
-    assert closed.loc["R2 tcp", "closed"] == pytest.approx(0.5) and closed.loc["R2 tcp", "best expert"] == "a"
+    assert closed.loc["R2 tcp", "closed"] == pytest.approx(0.5) and closed.loc["R2 tcp", "best rival"] == "a"
     assert closed.loc["tcp cm", "closed"] == pytest.approx(0.5)
-    assert closed.loc["R@1", "closed"] == pytest.approx(0.5) and closed.loc["R@1", "best expert"] == "b only"
+    assert closed.loc["R@1", "closed"] == pytest.approx(0.5) and closed.loc["R@1", "best rival"] == "b only"
     half = 4.303 * 0.25 / np.sqrt(3)
     assert closed.loc["R2 tcp", "low"] == pytest.approx(0.5 - half, abs=1e-3)
     assert np.isnan(closed.loc["task accuracy", "closed"])  # the teacher is no better: there is no gap
@@ -173,7 +182,7 @@ def test_ablations_join_the_line_up(left, tmp_path):
     assert line_up(alone, 1, tmp_path, ablations=True) == line_up(alone, 1, tmp_path)
     picked = [r for r in rows if r[0] in ("uniform", "moe without left", "left only") and r[1].seed == 0]
     assert {i for i, _ in train_line_up(picked)} == {0, 1, 2}
-    found = judge_students(picked).query("measure == 'R@1'").set_index("model")["value"]
+    found = judge_students(picked).long.query("measure == 'R@1'").set_index("model")["value"]
     assert found["left only"] > 0.7 and found["moe without left"] < 0.2
 
 
@@ -188,10 +197,13 @@ def test_the_whole_table(left, tmp_path):
     trained = {i for i, _ in train_line_up(rows)}
     assert trained == set(range(10))  # weighted, moe, two experts and the control, twice
     assert not list(train_line_up(rows))  # finished runs are kept
-    long = judge(config, rows)
+    long = judge(config, rows).long
     table = mean_table(long)
-    assert list(table.index) == [
-        TEACHER, "left", "right", "experts concatenated", "weighted", "moe", "left only", "right only", SHUFFLED,
+    pooled = [m for m in table.index if "x" in m.split(",")[0][-3:] or m.endswith("PCs")]
+    assert {"left 2x2, 16 PCs", "right 4x4, 16 PCs", "experts concatenated 4x4, 16 PCs"} <= set(pooled)
+    assert [m for m in table.index if m not in pooled] == [
+        TEACHER, PROPRIOCEPTION, "left", "right", "experts concatenated", UNTRAINED,
+        "weighted", "moe", "left only", "right only", SHUFFLED,
     ]  # fmt: skip
     assert table.loc[["weighted", "moe", "left only"], "R@1"].min() > 0.8
     assert table.loc[["right only", SHUFFLED], "R@1"].max() < 0.2
@@ -199,3 +211,48 @@ def test_the_whole_table(left, tmp_path):
     figure = save_figure(judgement_figure(long), "judgement", tmp_path / "figures", seeds=2)
     assert figure.stat().st_size > 20_000 and figure.with_suffix(".svg").exists()
     assert json.loads(figure.with_suffix(".json").read_text())["seeds"] == 2
+
+
+def test_rivals_are_pooled_with_the_same_care(left):
+    """Blocks keep where things are; wide features are also told at the student's width."""
+    data = Data.open(SMALL.with_workspace(left))
+    blocks = pooled_features(data, 2)["right"]
+    row = data.samples.keys().loc[57]
+    frame = data.samples.pairing.packs["right"][row.task, row.episode].frame(row.step).float()
+    h, w, c = frame.shape
+    upper_left = frame[: h // 2, : w // 2].mean((0, 1)).numpy()
+    np.testing.assert_allclose(blocks[57, :c], upper_left, rtol=1e-4, atol=1e-4)
+    fit = np.isin(np.arange(len(data.samples)), data.training)
+    rivals = pooled_rivals(data, 16, fit)
+    assert "right 2x2, 16 PCs" in rivals and rivals["right 2x2, 16 PCs"].shape == (len(fit), 16)
+    again = components(np.where(fit[:, None], blocks, 0), 16, fit)  # what is not for fitting plays no part
+    np.testing.assert_allclose(np.abs(again[fit]), np.abs(rivals["right 2x2, 16 PCs"][fit]), atol=1e-3)
+
+
+def test_the_best_rival_is_of_equal_width_and_was_not_told_the_answer():
+    rows = [(TEACHER, -1, WIDTH, 8), ("wide", -1, WIDTH, 99), ("narrow", -1, WIDTH, 8), (PROPRIOCEPTION, -1, WIDTH, 4)]
+    rows += [("a only", 0, WIDTH, 8), ("weighted", 0, WIDTH, 8)]
+    told = {TEACHER: 0.9, "wide": 0.8, "narrow": 0.3, PROPRIOCEPTION: 1.0, "a only": 0.5, "weighted": 0.7}
+    rows += [(model, 0 if "only" in model else -1, "R2 tcp", value) for model, value in told.items()]
+    rows += [(model, -1, "R2 object", value / 2) for model, value in told.items()]
+    table = mean_table(pd.DataFrame(rows, columns=["model", "seed", "measure", "value"]))
+    assert rivals_of(table, "R2 tcp").to_dict() == {"narrow": 0.3, "a only": 0.5}
+    assert rivals_of(table, "R2 object").idxmax() == PROPRIOCEPTION
+    assert set(rivals_of(table, "R2 tcp, random look") if "R2 tcp, random look" in table else []) == set()
+
+
+def test_intervals_are_over_seeds_and_episodes():
+    """Where every episode says the same the interval is narrow; where one decides it reaches across zero."""
+
+    def episodes(errors):
+        rows = [
+            (model, 0, "tcp", f"t/e{i}", "", error, 1.0)
+            for model, of in errors.items() for i, error in enumerate(of)
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=["model", "seed", "probe", "episode", "look", "error", "around"])
+
+    same = episodes({"a": [0.2] * 8, "b": [0.4] * 8})
+    assert difference(same, "R2 tcp", "a", "b") == pytest.approx((0.2, 0.2, 0.2))
+    one = episodes({"a": [0.4] * 7 + [0.0], "b": [0.4] * 7 + [1.6]})
+    mean, low, high = difference(one, "R2 tcp", "a", "b")
+    assert mean == pytest.approx(0.2) and low == 0 and high > 0.3

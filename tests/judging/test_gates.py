@@ -21,7 +21,17 @@ from rgb2pc_lib.judging.gates import (
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.train import train
 
-SMALL = Config(steps=150, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=3e-3, eval_every=0)
+SMALL = Config(
+    validation=0.0,
+    amp="off",
+    steps=150,
+    batch_size=32,
+    student_tokens=16,
+    fuse_dim=32,
+    moe_hidden=32,
+    lr=3e-3,
+    eval_every=0,
+)
 
 
 def trained(workspace, folder, **changes):

@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 
 from rgb2pc_lib.data.workspace import CACHE, SAMPLE, Workspace
-from rgb2pc_lib.judging.evaluate import (
-    LOWER_IS_BETTER,
-    SHUFFLED,
-    judge,
-    judged_config,
-    line_up,
-    mean_table,
-    train_line_up,
-)
+from rgb2pc_lib.judging.evaluate import judge, judged_config, line_up, train_line_up
+from rgb2pc_lib.judging.probes import LOWER_IS_BETTER
+from rgb2pc_lib.judging.verdicts import SHUFFLED, mean_table
 from rgb2pc_lib.learning.prepare import Data
 
 pytestmark = pytest.mark.skipif(
@@ -42,7 +36,7 @@ def test_fusion_beats_the_control_on_every_measure_and_the_weak_experts_on_retri
     rows = line_up(config, 1, tmp_path)
     for _ in train_line_up(rows):
         pass
-    table = mean_table(judge(config, rows))
+    table = mean_table(judge(config, rows).long)
     weak = ["xfeat only", "disk only", "daisy only"]
     for fusion in ("weighted", "moe"):
         for measure in ("R@1", "R@5", "R@10"):

@@ -11,7 +11,7 @@ from rgb2pc_lib.data.geometry import uv_to_fractions
 from rgb2pc_lib.data.sampling import Gatherer, Planner
 from rgb2pc_lib.data.step_points import PointReader
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import judge_run
+from rgb2pc_lib.judging.evaluate import Questions, judge_run
 from rgb2pc_lib.learning.alignment import Alignment, Alike, PointPlanner, anchor_of, anchors, centre, consistency
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.places import elsewhere
@@ -19,7 +19,7 @@ from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run, build_student
 from rgb2pc_lib.learning.train import train
 
-SMALL = Config(
+SMALL = Config(validation=0.0, amp="off",
     route="geometric", steps=80, batch_size=16, student_tokens=12, fuse_dim=32, moe_hidden=16, lr=3e-3, eval_every=0,
     save_every=30, fusion="moe",
 )  # fmt: skip
@@ -64,7 +64,7 @@ def test_points_find_their_patches(aligned):
     assert found["in another image"] < found["chance"] + 0.1 < 0.2
     assert aligned.summary["gates"]["left"] > 0.8  # the expert that knows nothing is not asked
     assert "R@1" not in found  # its embeddings are no teacher's
-    assert set(judge_run(aligned, None)) == {"CKA", "kNN overlap"}
+    assert set(judge_run(aligned, Questions.of(aligned, None))[0]) == {"CKA", "kNN overlap", "width"}
 
 
 def test_an_expert_that_knows_nothing_is_chance(workspace, tmp_path):

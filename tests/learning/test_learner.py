@@ -14,7 +14,9 @@ from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run, build_student
 from rgb2pc_lib.learning.train import train
 
-PLAIN = Config(batch_size=32, student_tokens=9, fuse_dim=16, moe_hidden=16, grad_clip=0.0, device="cpu")
+PLAIN = Config(
+    validation=0.0, amp="off", batch_size=32, student_tokens=9, fuse_dim=16, moe_hidden=16, grad_clip=0.0, device="cpu"
+)
 EVERYTHING = {
     "fusion": "moe", "gate_noise": 0.3, "load_balance": 0.1, "expert_drop": 0.4, "learn_tau": True, "loss_mse": 0.5,
     "loss_relational": 0.3, "exclude_near": 2, "teacher_points": 3, "frame_copy": "random",
@@ -34,7 +36,7 @@ def one_step(workspace, n=3, **changes):
     return told, gradients
 
 
-@pytest.mark.parametrize("changes", [{}, EVERYTHING, {"amp": True}], ids=["defaults", "everything", "amp"])
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, {"amp": "on"}], ids=["defaults", "everything", "amp"])
 @pytest.mark.parametrize("micro_batch", [1, 5, 16])
 def test_micro_batches_change_no_loss_and_no_gradient(left, monkeypatch, changes, micro_batch):
     (loss, terms, gates), gradients = one_step(left, **changes)

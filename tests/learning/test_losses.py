@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rgb2pc_lib.learning import losses
+from rgb2pc_lib.learning import losses, metrics
 from rgb2pc_lib.learning.losses import NearInTime, info_nce, load_balance, normalised_mse, relational
 
 
@@ -76,8 +76,8 @@ def large():
     """13 samples are a large batch: 4 rows of similarities at a time, the last time 1."""
     with pytest.MonkeyPatch.context() as m:
         m.setattr(losses, "_WHOLE", 12)
-        m.setattr(losses, "_ENTRIES", 4 * 13)
-        assert [r.stop - r.start for r in losses._some_rows(13)] == [4, 4, 4, 1]
+        m.setattr(metrics, "_ENTRIES", 4 * 13)
+        assert [r.stop - r.start for r in losses.some_rows(13)] == [4, 4, 4, 1]
         yield
 
 

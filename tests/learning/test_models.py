@@ -153,3 +153,60 @@ def test_tokens_are_normalised_in_blocks_as_a_layer_norm_does(dtype, monkeypatch
 def test_unknown_fusion():
     with pytest.raises(ValueError, match="weighted, moe"):
         Student(CHANNELS, 16, "sum")
+
+
+@pytest.mark.parametrize("pooling", ["blocks2", "blocks4", "attention"])
+@pytest.mark.parametrize("fusion", ["weighted", "moe"])
+def test_regions_pooled_before_the_last_linear_are_exact(fusion, pooling):
+    """The textbook order: whole adapter per token, gate, sum over experts, then the mean of every region."""
+    model = student(fusion, pooling=pooling).double()
+    tokens, present, positions = batch(k=40)
+    tokens, positions = {k: v.double() for k, v in tokens.items()}, positions.double()
+    present[:, :9, 1] = False
+    present[0, :5] = False
+    out = model(tokens, present, positions)
+    place = place_features(positions)
+    hidden = model.hidden(tokens, positions)
+    adapted = torch.stack([model.adapters[n].outer(model.adapters[n].hidden(tokens[n], place)) for n in CHANNELS], 2)
+    fused = (out.gates[..., None] * adapted).sum(2)  # [B, K, D]
+    seen = present.any(-1)
+    if pooling == "attention":
+        scores = sum(out.gates[..., m, None] * model.queries(hidden[n]) for m, n in enumerate(CHANNELS))
+        shares = scores.masked_fill(~seen[..., None], -torch.inf).softmax(1)
+    else:
+        side = int(pooling[-1])
+        cell = (positions * side).long()
+        shares = torch.nn.functional.one_hot(cell[..., 1] * side + cell[..., 0], side * side) * seen[..., None]
+        shares = shares / shares.sum(1, keepdim=True).clamp(min=1)
+    regions = shares.double().mT @ fused  # [B, R, D]
+    torch.testing.assert_close(out.embedding, model.projector(model.join(regions.flatten(1))), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "blocks2", "blocks4", "attention"])
+def test_any_subset_of_experts_and_places_serves(pooling):
+    model, (tokens, present, positions) = student("moe", pooling=pooling), batch(k=20)
+    whole = model(tokens, present, positions).embedding
+    absent = present.clone()
+    absent[..., 1] = False
+    without = model(tokens, absent, positions)
+    left_out = model({k: v for k, v in tokens.items() if k != "b"}, present, positions)
+    torch.testing.assert_close(without.embedding, left_out.embedding)
+    assert not torch.allclose(whole, without.embedding)
+    nothing = model(tokens, torch.zeros_like(present), positions).embedding
+    assert nothing.isfinite().all()
+
+
+def test_spatial_tokens_are_the_means_of_their_cells():
+    model, (tokens, present, positions) = student("weighted"), batch(k=30)
+    found, seen = model.spatial(tokens, present, positions, side=2)
+    assert found.shape == (3, 4, 12) and seen.all()
+    inside = (positions[0] * 2).long()[:, 0] == 1  # right half of the first sample
+    upper = (positions[0] * 2).long()[:, 1] == 0
+    only = (inside & upper)[None, :, None].expand(1, -1, 3)
+    some = {k: v[:1] for k, v in tokens.items()}
+    alone = model._pooled(
+        model.hidden(some, positions[:1]), model(some, only, positions[:1]).gates, only[..., :1] / only[..., 0].sum()
+    )
+    torch.testing.assert_close(found[0, 1], alone[0, 0], atol=1e-5, rtol=1e-5)
+    empty, seen = model.spatial(tokens, present & (positions[..., :1] < 0.5), positions, side=2)
+    assert seen[:, [0, 2]].all() and not seen[:, [1, 3]].any() and (empty[:, [1, 3]] == 0).all()

@@ -70,6 +70,7 @@ FEATURES = {  # everything that looks at the whole batch or is drawn at random
 
 def config(workspace, folder, **changes):
     made = Config(
+        validation=0.0, amp="off",
         steps=40, batch_size=32, student_tokens=9, fuse_dim=16, moe_hidden=16, lr=3e-3, eval_every=10, save_every=10,
         log_every=1, save_dir=str(folder), device="cpu",
     )  # fmt: skip

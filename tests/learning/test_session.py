@@ -14,7 +14,7 @@ from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.session import AT_REST, THREAD, Session
 from rgb2pc_lib.learning.train import train
 
-SMALL = Config(
+SMALL = Config(validation=0.0, amp="off",
     steps=60, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=3e-3, eval_every=20, log_every=5,
     num_threads=1,
 )  # fmt: skip

@@ -20,7 +20,7 @@ from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.train import train
 
-SMALL = Config(
+SMALL = Config(validation=0.0, amp="off",
     steps=120, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=3e-3, eval_every=0, save_every=30,
     log_every=5,
 )  # fmt: skip
@@ -81,7 +81,7 @@ def test_shuffled_pairs_are_chance(left, tmp_path):
     {"loss_mse": 1.0}, {"loss_relational": 1.0}, {"learn_tau": True}, {"exclude_near": 2}, {"expert_drop": 0.4},
     {"fusion": "moe", "moe_top_k": 1, "load_balance": 0.01, "gate_noise": 0.1}, {"sample_unit": "window", "window": 4},
     {"teacher_points": 3}, {"frame_copy": "random"}, {"pairing_fallback": "random"}, {"pairing_fallback": "error"},
-    {"amp": True}, {"tau": 0.2}, {"student_tokens": 1000}, {"split_by": "task", "held_out": 0.5},
+    {"amp": "on"}, {"tau": 0.2}, {"student_tokens": 1000}, {"split_by": "task", "held_out": 0.5},
 ], ids=lambda c: "-".join(c))  # fmt: skip
 def test_every_setting_trains_to_a_useful_student(left, tmp_path, changes):
     done = run(left, tmp_path, **changes)

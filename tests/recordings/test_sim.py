@@ -101,15 +101,21 @@ def test_depth_is_metric(episode):
 def test_state_file(tmp_path, episode):
     sim.write_episode(tmp_path, TASK, "episode_0000", episode)
     with np.load(tmp_path / "state" / TASK / "episode_0000.npz", allow_pickle=False) as state:
-        shapes = {name: state[name].shape for name in state}
+        shapes, time = {name: state[name].shape for name in state}, state["time"]
+        np.testing.assert_array_equal(state["actions"][time], state["action"])
         assert state["steps"].tolist() == ["step_0000", "step_0001", "step_0002"]
         assert state["time"][0] == 0 and state["progress"].tolist()[::2] == [0, 1]
         assert state["success"] and state["randomised"] and state["seed"] == 3
+        np.testing.assert_array_equal(state["actions"][state["time"]], state["action"])
+        whole = (state["time"][-1] + 1, 4)  # of every step that the expert took
     positions = {name: (3, 3) for name in ("tcp", "object", "K")} | {"goal": (3,), "world_to_camera": (4, 4)}
-    rows = {name: (3,) for name in ("steps", "time", "progress", "opening", "joint")} | {"action": (3, 4)}
+    rows = {name: (3,) for name in ("steps", "time", "progress", "opening", "joint")} | {
+        "action": (3, 4),
+        "actions": whole,
+    }
     scalars = dict.fromkeys(("success", "randomised", "seed", "frame"), ())
     labels = {"labels": (3, SMALL.points), "label_names": (len(LABELS),)}
-    assert shapes == positions | rows | scalars | labels | {"qpos": (3, 10)}
+    assert shapes == positions | rows | scalars | labels | {"qpos": (3, 10), "actions": (int(time[-1]) + 1, 4)}
 
 
 def test_labels_say_what_the_geometry_says(episode):
@@ -192,7 +198,7 @@ def test_opengl_that_is_missing_is_one_clear_message(monkeypatch):
     [
         ({"episodes": 0}, "expected 1 episode or more"),
         ({"jpeg_quality": 100}, "quality of 1 to 95"),
-        ({"randomise": "some"}, "randomise: expected fixed, random or half, found 'some'"),
+        ({"randomise": "some"}, "randomise: expected fixed, half, mostly, random; found 'some'"),
         ({"task": "hamer"}, "task: expected one of assembly, .*; found 'hamer'"),
         ({"config": dataclasses.replace(SMALL, points=9999)}, "points: expected at most .* found 9999"),
     ],
@@ -219,3 +225,17 @@ def test_command_line_records(tmp_path):
     assert len(read_ply(tmp_path / "clouds" / TASK / "episode_0001" / "step_0001.ply")) == 64
     with np.load(tmp_path / "state" / TASK / "episode_0001.npz") as state:
         assert state["seed"] == 8 and state["randomised"] and state["frame"] == "world"
+
+
+def test_a_thin_ring_is_not_lost_in_its_cloud():
+    """Every cell of space above the table is as likely to give a point, so what is near the camera takes no more."""
+    scene = sim.Scene("assembly", dataclasses.replace(sim.STANDARD, steps=2))
+    labels = scene.record(5).state["labels"]
+    scene.close()
+    shares = (labels == LABELS.index("object")).mean(1)
+    assert shares.min() > 0.12 and (labels == LABELS.index("table")).mean() < 0.2
+
+
+@pytest.mark.parametrize("randomise, random", [("fixed", 0), ("half", 4), ("mostly", 6), ("random", 8)])
+def test_how_many_looks_are_random(randomise, random):
+    assert sum(index % 4 in sim.LOOKS[randomise] for index in range(8)) == random

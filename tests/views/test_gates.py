@@ -30,7 +30,17 @@ from rgb2pc_lib.views.gates import (
 )
 from rgb2pc_lib.views.widgets.gates import GateBrowser
 
-SMALL = Config(steps=20, batch_size=32, student_tokens=16, fuse_dim=16, moe_hidden=16, eval_every=0, log_every=5)
+SMALL = Config(
+    validation=0.0,
+    amp="off",
+    steps=20,
+    batch_size=32,
+    student_tokens=16,
+    fuse_dim=16,
+    moe_hidden=16,
+    eval_every=0,
+    log_every=5,
+)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from rgb2pc_lib.learning.session import THREAD
 from rgb2pc_lib.views import notebook as module
 from rgb2pc_lib.views.notebook import train_missing
 
-SMALL = Config(steps=12, batch_size=16, student_tokens=8, fuse_dim=16, moe_hidden=16, eval_every=0)
+SMALL = Config(
+    validation=0.0, amp="off", steps=12, batch_size=16, student_tokens=8, fuse_dim=16, moe_hidden=16, eval_every=0
+)
 
 
 @pytest.fixture

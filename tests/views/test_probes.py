@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rgb2pc_lib.judging.evaluate import CONCATENATED, SHUFFLED, TEACHER
+from rgb2pc_lib.judging.rivals import CONCATENATED
+from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER
 from rgb2pc_lib.views.probes import centimetres_figure, reading, task_only, task_only_figure
 
 
@@ -44,12 +45,12 @@ def test_figure_takes_the_axis_that_the_task_tells(told):
 
 
 @pytest.mark.parametrize(
-    ("student", "said"), [(3, "above the best expert"), (1, "below the best expert"), (2, "not told apart")]
+    ("student", "said"), [(3, "above the best rival"), (1, "below the best rival"), (2, "not told apart")]
 )
 def test_reading_knows_the_better_side_of_every_measure(student, said):
     words = reading(table(best=2, student=student, teacher=4)).set_index(["student", "measure"])
     assert (words.loc["weighted", "student is"] == said).all() and (words["a gap to close"] == "yes").all()
-    assert (words["best expert"] == "x").all()
+    assert (words["best rival"] == "x").all()
     assert (reading(table(2, student, teacher=1))["a gap to close"] == "no").all()
 
 

@@ -1,15 +1,10 @@
-"""The sample's teacher: a small point encoder, trained contrastively on clouds alone.
-
-Two disjoint random subsets of one cloud are views of the same step; all other steps are negatives, the steps of the
-same episode being the hard ones. No label is used, and no pose: clouds are in the camera frame (OpenCV axes, metres).
-"""
+"""The sample's teacher: a small point encoder and its weights. `foretell` trains it."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,12 +13,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rgb2pc_lib.data.workspace import PROJECT
-from rgb2pc_lib.encoders.clouds.extract_clouds import GREY, CloudEncoder, fingerprint, list_clouds, read_cloud
+from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder, fingerprint
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.losses import info_nce
 from rgb2pc_lib.learning.models import initialise
 
 WEIGHTS = PROJECT / "data" / "teacher" / "pointnet.safetensors"
@@ -121,116 +114,3 @@ def load_pointnet(weights: Path | None = None, device: str = "cpu", frame: str =
     made_by = fingerprint(network)
     network.to(device)
     return CloudEncoder("pointnet", lambda p: {"pc_feat": network(p)}, made_by, network.config.embed_dim, device=device)
-
-
-# -- training
-
-
-@dataclass(frozen=True)
-class ContrastiveConfig:
-    """One training. Every random draw follows from `seed`."""
-
-    steps: int = 4000  # optimiser steps
-    episodes: int = 8  # whole episodes a batch
-    points: int = 64  # per view; few, so that a view cannot be recognised by its very points
-    lr: float = 2e-3  # peak of a cosine schedule
-    warmup: int = 30  # steps
-    weight_decay: float = 0.01
-    tau: float = 0.05  # temperature
-    head: int = 128  # width of the projection head, which only the training uses (Chen et al. 2020, SimCLR)
-    jitter: float = 0.004  # m, per point and axis
-    tilt: float = 10.0  # degrees: the camera of a whole batch is turned by up to this about each axis
-    shift: float = 0.05  # m: and moved by up to this along each axis
-    colour: float = 0.3  # strength of the colour change of a view
-    grey: float = 0.3  # chance that a view has no colour
-    seed: int = 0
-
-
-def contrastive(
-    encoder: PointEncoder,
-    points: Tensor,
-    episode: Tensor,
-    config: ContrastiveConfig = ContrastiveConfig(),  # noqa: B008
-) -> Iterator[dict[str, float]]:
-    """Train the encoder in place on clouds `[S, N, 6]` of episodes `[S]`; yields loss and accuracy of each step.
-
-    The accuracy says how often the other view is nearer than every other step of the batch.
-    """
-    if config.steps < 1:
-        raise InputError(f"steps: expected at least 1, found {config.steps}")
-    if points.shape[1] < 2 * config.points:
-        raise InputError(f"clouds of {points.shape[1]} points cannot give two views of {config.points}; use fewer")
-    draw = torch.Generator().manual_seed(config.seed)
-    width = encoder.config.embed_dim
-    with torch.device("meta"):
-        head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, config.head))
-    initialise(head.to_empty(device="cpu"), draw)
-    weights = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
-    rows = [torch.nonzero(episode == e).flatten() for e in episode.unique()]
-
-    encoder.train()
-    for step in range(config.steps):
-        for group in optimizer.param_groups:
-            rising, falling = (step + 1) / config.warmup, (1 + math.cos(math.pi * step / config.steps)) / 2
-            group["lr"] = config.lr * min(1, rising) * falling
-        chosen = torch.randperm(len(rows), generator=draw)[: config.episodes].tolist()
-        batch = torch.cat([rows[i] for i in chosen])
-        views = two_views(points[batch].float(), config, draw)  # [2B, points, 6]
-        with torch.autocast("cpu", torch.bfloat16):
-            first, second = head(encoder.embed(views)).float().chunk(2)
-        loss = info_nce(first, second, config.tau)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        nearest = (F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T).argmax(1)
-        yield {"loss": loss.item(), "accuracy": (nearest == torch.arange(len(nearest))).float().mean().item()}
-    encoder.eval()
-
-
-def two_views(clouds: Tensor, config: ContrastiveConfig, draw: torch.Generator) -> Tensor:
-    """Two augmented views of each cloud: `[B, N, 6]` -> `[2B, points, 6]`, first views, then second ones.
-
-    The camera moves once for the whole batch, so that positions keep their metric meaning and the camera tells no
-    two steps apart.
-    """
-    B, N, _ = clouds.shape
-    order = torch.rand(B, N, generator=draw).argsort(1)[:, : 2 * config.points, None]
-    clouds = clouds.gather(1, order.expand(-1, -1, 6))
-    xyz, rgb = (torch.cat(part.chunk(2, 1)) for part in clouds.split(3, -1))  # [2B, points, 3], disjoint subsets
-
-    def uniform(*shape):  # in [-1, 1]
-        return 2 * torch.rand(shape, generator=draw) - 1
-
-    turn = rotation(uniform(3) * math.radians(config.tilt))
-    centre = xyz.mean((0, 1))
-    xyz = (xyz - centre) @ turn.T + centre + config.shift * uniform(3)
-    xyz = xyz + config.jitter * torch.randn(xyz.shape, generator=draw)
-
-    rgb = rgb * (1 + config.colour * uniform(2 * B, 1, 3)) + config.colour / 2 * uniform(2 * B, 1, 3)
-    grey = torch.rand(2 * B, 1, 1, generator=draw) < config.grey
-    return torch.cat([xyz, torch.where(grey, GREY, rgb)], -1)
-
-
-def rotation(vector: Tensor) -> Tensor:
-    """Rotation vector `[3]` (radians) -> matrix `[3, 3]` (Rodrigues)."""
-    x, y, z = vector.tolist()
-    return torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]).matrix_exp()
-
-
-def load_clouds(*roots: Path, progress: bool = True) -> tuple[Tensor, Tensor]:
-    """All clouds under some roots: points `[S, N, 6]` and episodes `[S]`.
-
-    Points are float16, which tells millimetres up to 4 m; float32 where some are farther away.
-    """
-    episodes = [paths for root in roots for paths in list_clouds(root).values()]
-    bar = tqdm([path for paths in episodes for path in paths], unit="cloud", disable=not progress)
-    points = [torch.from_numpy(read_cloud(path)[0]) for path in bar]
-    if all(some[:, :3].abs().max() <= 4 for some in points):
-        points = [some.half() for some in points]
-    sizes = {len(p) for p in points}
-    if len(sizes) > 1:
-        found = f"{min(sizes)} to {max(sizes)} points"
-        raise InputError(f"{', '.join(map(str, roots))}: expected clouds of one size, found {found}; record them alike")
-    return torch.stack(points), torch.arange(len(episodes)).repeat_interleave(torch.tensor([len(e) for e in episodes]))

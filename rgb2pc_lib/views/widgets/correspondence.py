@@ -16,7 +16,7 @@ from rgb2pc_lib.data.geometry import Placement
 from rgb2pc_lib.judging.correspondence import Matcher
 from rgb2pc_lib.views.correspondence import HEAT, heat, outstanding, pick_figure
 from rgb2pc_lib.views.look import MOST_POINTS
-from rgb2pc_lib.views.widgets.pairing import Repaint
+from rgb2pc_lib.views.widgets.paint import Repaint
 
 SIDE = 460  # pixels of the picture
 _PLAIN = "#9a9a9a"

@@ -14,12 +14,13 @@ from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.gates import LEADING, OPACITY, cloud_canvas, cloud_marks, gate_figure, painted, rgb_of
 from rgb2pc_lib.views.look import ALARM, cloud_scene
 from rgb2pc_lib.views.plots import colour
-from rgb2pc_lib.views.widgets.pairing import Repaint, _png
+from rgb2pc_lib.views.widgets.paint import png
+from rgb2pc_lib.views.widgets.steps import StepBrowser
 
 SIDE = 300  # pixels of a picture
 
 
-class GateBrowser:
+class GateBrowser(StepBrowser):
     """Gates of one run over the RGB and on the points, always on the fixed scale from 0 to 1.
 
     >>> GateBrowser(Run.open("runs/judge/moe-seed0"))  # in a notebook  # doctest: +SKIP
@@ -28,33 +29,24 @@ class GateBrowser:
 
     def __init__(self, run: Run):
         self.reader = GateReader.open(run)
-        keys = self.reader.keys
-        self.steps = {k: g.tolist() for k, g in keys.groupby(["task", "episode"], sort=False)["step"]}
-        self.repaint = Repaint(self._draw)
+        super().__init__(self.reader.keys)
         self._shown: tuple = ()
 
         views = [*self.reader.experts, LEADING]
-        tasks = list(dict.fromkeys(t for t, _ in self.steps))
         self.expert = widgets.Dropdown(options=views, description="expert")
-        self.task = widgets.Dropdown(options=tasks, description="task")
-        self.episode = widgets.Dropdown(description="episode")
-        self.step = widgets.IntSlider(description="step", readout=False)
         self.opacity = widgets.FloatSlider(OPACITY, min=0, max=1, step=0.05, description="opacity")
-        self.name, self.said = widgets.HTML(), widgets.HTML()
+        self.said = widgets.HTML()
         self.rgb, self.over = (widgets.Image(format="png", width=SIDE, height=SIDE) for _ in range(2))
         self.caption = widgets.HTML()
         self.cloud = cloud_canvas(go.FigureWidget)
         self.cloud.update_layout(width=SIDE + 180, height=SIDE + 20, margin={"t": 0})
-        self._fill_episodes()
-        self.task.observe(self._fill_episodes, "value")
-        self.episode.observe(self._fill_steps, "value")
-        for control in (self.expert, self.step, self.opacity):
+        for control in (self.expert, self.opacity):
             control.observe(self.repaint, "value")
         self._draw()
 
         apart = widgets.Layout(margin="0 12px 4px 0")
         self.view = widgets.VBox([
-            widgets.HBox([self.task, self.episode, self.step, self.name]),
+            self.row,
             widgets.HBox([self.expert, self.opacity]),
             widgets.HBox([
                 widgets.VBox([widgets.HTML("<b>RGB</b>"), self.rgb], layout=apart),
@@ -66,33 +58,12 @@ class GateBrowser:
         ])  # fmt: skip
         self.view.add_class("rgb2pc-gates")
 
-    def _ipython_display_(self):
-        from IPython.display import display
-
-        display(self.view)
-
-    @property
-    def chosen(self) -> tuple[str, str, str]:
-        """Task, episode and step that the controls stand at."""
-        names = self.steps[self.task.value, self.episode.value]
-        return self.task.value, self.episode.value, names[min(self.step.value, len(names) - 1)]
-
-    def _fill_episodes(self, _change=None) -> None:
-        self.episode.options = names = [e for t, e in self.steps if t == self.task.value]
-        self.episode.value = names[0]
-        self._fill_steps()  # the new episode may have the same name
-
-    def _fill_steps(self, _change=None) -> None:
-        if (self.task.value, self.episode.value) in self.steps:
-            self.step.max = len(self.steps[self.task.value, self.episode.value]) - 1
-            self.repaint()
-
     def _draw(self) -> None:
         view, where = self.expert.value, self.chosen
         try:
             if self._shown[:1] != (where,):
                 self.gates, self.image = self.reader.map(*where), rgb_of(self.reader, *where)
-            self.over.value = _png(painted(self.image, self.gates, self.reader.experts, view, self.opacity.value))
+            self.over.value = png(painted(self.image, self.gates, self.reader.experts, view, self.opacity.value))
             if self._shown != (where, view):  # opacity concerns the image only
                 self._draw_step(view, where)
             self._shown = (where, view)
@@ -101,9 +72,9 @@ class GateBrowser:
             self.said.value = f"<b style='color:{ALARM}'>{html.escape(str(e))}</b>"
 
     def _draw_step(self, view: str, where: tuple[str, str, str]) -> None:
-        self.name.value = f"<code class='rgb2pc-step'>{html.escape(where[2])}</code>"
+        self._show_name(where[2])
         self.caption.value = f"<b>{html.escape(view if view == LEADING else f'gate of {view}')}</b>"
-        self.rgb.value = _png(self.image)
+        self.rgb.value = png(self.image)
         self.said.value = self._means()
         try:
             cloud, marks = cloud_marks(self.reader, *where, view, self.gates)
@@ -137,5 +108,4 @@ class GateBrowser:
 
         Raises InputError for a step that the run's data do not hold.
         """
-        where = (new or old for new, old in zip((task, episode, step), self.chosen, strict=True))
-        return gate_figure(self.reader, *where, self.opacity.value)
+        return gate_figure(self.reader, *self.at(task, episode, step), self.opacity.value)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
-import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import ipywidgets as widgets
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
-from PIL import Image
 
 from rgb2pc_lib.checks.shift import ShiftCheck
 from rgb2pc_lib.checks.teacher import NegativeAudit
@@ -21,34 +17,11 @@ from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.views.look import ALARM, SIDE, TokenColours, cloud_scene, cloud_trace, look, look_figure
 from rgb2pc_lib.views.pairing import negatives_figure, negatives_title
+from rgb2pc_lib.views.widgets.paint import Repaint, png
+from rgb2pc_lib.views.widgets.steps import StepBrowser
 
 
-class Repaint:
-    """Runs `draw` on the loop of the cell that built it, once for all changes that came meanwhile.
-
-    Messages from a browser may arrive on any thread of the kernel; without a kernel `draw` runs at once.
-    """
-
-    def __init__(self, draw: Callable[[], None]):
-        self.draw, self.due = draw, False
-        try:
-            self.loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self.loop = None
-
-    def __call__(self, _change=None) -> None:
-        if self.loop is None:
-            self.draw()
-        elif not self.due:
-            self.due = True
-            self.loop.call_soon_threadsafe(self._now)
-
-    def _now(self) -> None:
-        self.due = False
-        self.draw()
-
-
-class PairingBrowser:
+class PairingBrowser(StepBrowser):
     """Choose a task, an episode and a step; see everything that was paired under that name.
 
     `checks` (from `shift_checks`) put their verdict on the episode above the pictures.
@@ -63,14 +36,9 @@ class PairingBrowser:
         table = pairing.table[pairing.table["step"] != ""]
         if table.empty:
             raise InputError(f"the workspace '{workspace.name}' holds no step to look at")
-        self.steps = {k: g.tolist() for k, g in table.groupby(["task", "episode"], sort=False)["step"]}
-        self.repaint = Repaint(self._draw)
+        super().__init__(table)
 
-        tasks = list(dict.fromkeys(t for t, _ in self.steps))
-        self.task = widgets.Dropdown(options=tasks, description="task")
-        self.episode = widgets.Dropdown(description="episode")
-        self.step = widgets.IntSlider(description="step", readout=False, layout=widgets.Layout(width="360px"))
-        self.name, self.match = widgets.HTML(), widgets.HTML()
+        self.match = widgets.HTML()
         sources = ["RGB", "points over the image", *pairing.packs]
         self.pictures = {s: widgets.Image(format="png", width=SIDE) for s in sources}
         self.captions = {s: widgets.HTML(f"<b>{html.escape(s)}</b>") for s in sources}
@@ -79,10 +47,6 @@ class PairingBrowser:
             {"width": 2 * SIDE, "height": SIDE + 28, "margin": dict.fromkeys("lrbt", 0), "uirevision": "kept",
              "template": "plotly_white"},
         )  # fmt: skip
-        self._fill_episodes()
-        self.task.observe(self._fill_episodes, "value")
-        self.episode.observe(self._fill_steps, "value")
-        self.step.observe(self.repaint, "value")
         self._draw()
 
         def cell(source):
@@ -93,33 +57,12 @@ class PairingBrowser:
         space = widgets.VBox([widgets.HTML("<b>the points in space</b>"), self.cloud], layout=held)
         wrap = widgets.Layout(flex_flow="row wrap")
         self.view = widgets.VBox([
-            widgets.HBox([self.task, self.episode, self.step, self.name]),
+            self.row,
             widgets.HBox([cell("RGB"), cell("points over the image"), space], layout=wrap),
             widgets.HBox([cell(e) for e in pairing.packs], layout=wrap),
             self.match,
         ])  # fmt: skip
         self.view.add_class("rgb2pc-pairing")
-
-    def _ipython_display_(self):
-        from IPython.display import display
-
-        display(self.view)
-
-    @property
-    def chosen(self) -> tuple[str, str, str]:
-        """Task, episode and step that the controls stand at."""
-        names = self.steps[self.task.value, self.episode.value]
-        return self.task.value, self.episode.value, names[min(self.step.value, len(names) - 1)]
-
-    def _fill_episodes(self, _change=None) -> None:
-        self.episode.options = names = [e for t, e in self.steps if t == self.task.value]
-        self.episode.value = names[0]
-        self._fill_steps()  # the new episode may have the same name
-
-    def _fill_steps(self, _change=None) -> None:
-        if (self.task.value, self.episode.value) in self.steps:
-            self.step.max = len(self.steps[self.task.value, self.episode.value]) - 1
-            self.repaint()
 
     def _draw(self) -> None:
         task, episode, step = self.chosen
@@ -128,11 +71,11 @@ class PairingBrowser:
         except InputError as e:  # a file that cannot be read: say so, keep the panel alive
             self.match.value = f"<b style='color:{ALARM}'>{html.escape(str(e))}</b>"
             return
-        self.name.value = f"<code class='rgb2pc-step'>{html.escape(step)}</code>"
-        self.pictures["RGB"].value = _png(seen.rgb)
-        self.pictures["points over the image"].value = _png(seen.drawn_over)
+        self._show_name(step)
+        self.pictures["RGB"].value = png(seen.rgb)
+        self.pictures["points over the image"].value = png(seen.drawn_over)
         for name, picture in seen.grids.items():
-            self.pictures[name].value = _png(picture)
+            self.pictures[name].value = png(picture)
             reason = "" if picture is not None else f": {seen.match.loc[name, 'status']}"
             self.captions[name].value = f"<b>{html.escape(name + reason)}</b>"
         with self.cloud.batch_update():
@@ -155,8 +98,7 @@ class PairingBrowser:
 
         Raises InputError for a step that is in no source.
         """
-        now = self.chosen
-        task, episode, step = (new or old for new, old in zip((task, episode, step), now, strict=True))
+        task, episode, step = self.at(task, episode, step)
         seen = look(self.workspace, self.pairing, self.colours, task, episode, step)
         said = self._verdicts(task, episode)
         title = f"{task} / {episode} / {step}" + "".join(f"   by {name}: {text}" for name, (text, _) in said.items())
@@ -172,14 +114,6 @@ def _match_html(match: pd.DataFrame) -> str:
     )
     head = "<tr style='text-align:left'><th>source<th>status<th>file<th>place in the file</tr>"
     return f"<table cellpadding=3 style='line-height:1.3'>{head}{rows}</table>"
-
-
-def _png(picture: np.ndarray | None) -> bytes:
-    if picture is None:
-        picture = np.full((8, 8, 3), 225, np.uint8)
-    target = io.BytesIO()
-    Image.fromarray(picture).save(target, "png")
-    return target.getvalue()
 
 
 class NegativesPanel:

@@ -52,8 +52,8 @@ class TrainingPanel:
     again stops what it had started. Needs a running event loop, which every notebook has.
 
     >>> panel = TrainingPanel(Config(steps=100).with_workspace(workspace))  # doctest: +SKIP
-    >>> panel  # shows it
-    >>> await panel.run(fusion="moe", lr=1e-3)  # the same, without clicks
+    >>> panel  # shows it  # doctest: +SKIP
+    >>> await panel.run(fusion="moe", lr=1e-3)  # the same, without clicks  # doctest: +SKIP
     """
 
     def __init__(self, base: Config, folder: Path = RUNS / "panel", name: str = ""):

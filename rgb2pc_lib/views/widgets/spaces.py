@@ -23,7 +23,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import ALARM, cloud_scene, cloud_trace, overlay, plain
 from rgb2pc_lib.views.spaces import COLOURINGS, MEANING, SCALES, Spaces, draw_map, name_tasks, safe, task_colours
-from rgb2pc_lib.views.widgets.pairing import Repaint
+from rgb2pc_lib.views.widgets.paint import Repaint
 
 SIDE, SMALL = 224, 104  # pixels of a picture
 COUNT = 5  # neighbours shown

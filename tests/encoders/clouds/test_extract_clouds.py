@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tiny_ulip import SMALL, official, random_state
 
 from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply, write_ply
 from rgb2pc_lib.data.teacher import list_teacher, read_points, teacher_table
@@ -184,8 +185,6 @@ def test_the_sample_s_teacher_takes_camera_clouds_only(tmp_path):
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """A workspace of three clouds, ULIP-2 made small, and a checkpoint with random weights in the official layout."""
-    from test_ulip import SMALL, official, random_state
-
     monkeypatch.setattr(ulip, "CONFIGS", SMALL)
     tiny.write_clouds(tmp_path / "clouds", points=100)
     (tmp_path / "mine.toml").write_text('[roots]\nclouds = "clouds"\nteacher = "teacher"\n')

@@ -1,6 +1,5 @@
 """ULIP's PointBERT: its sampling and grouping by known answers, official checkpoints, and parity with the original."""
 
-import argparse
 import os
 import sys
 import types
@@ -9,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_ulip import SMALL, official, random_state
 
 from rgb2pc_lib.encoders.clouds import ulip
 from rgb2pc_lib.encoders.clouds.extract_clouds import load_cloud_encoder
 from rgb2pc_lib.encoders.clouds.ulip import (
     Ulip,
-    UlipConfig,
     farthest_points,
     nearest,
     propagate,
@@ -23,39 +22,12 @@ from rgb2pc_lib.encoders.clouds.ulip import (
 )
 from rgb2pc_lib.errors import InputError
 
-SMALL = {
-    "ulip": UlipConfig(depth=2, groups=16, neighbours=8, points=64),
-    "ulip2": UlipConfig(depth=3, channels=6, embed_dim=1280, groups=16, neighbours=8, points=80),
-}
-
 
 @pytest.fixture
 def small(monkeypatch):
     """The two encoders with fewer blocks, groups and points."""
     monkeypatch.setattr(ulip, "CONFIGS", SMALL)
     return SMALL
-
-
-def random_state(config, seed=0):
-    """Random weights under the official names, with norms that do something."""
-    draw, state = torch.Generator().manual_seed(seed), Ulip(config).state_dict()
-    for name, value in state.items():
-        if value.is_floating_point():
-            scale = 0.5 / value[0].numel() ** 0.5 if value.ndim > 1 else 0.2
-            value.normal_(0, scale, generator=draw)
-            if name.endswith("running_var") or (value.ndim == 1 and name.endswith("weight")):  # of norms: around 1
-                value.add_(1).abs_()
-        else:
-            value.fill_(3)
-    return state
-
-
-def official(path, state, **more):
-    """A checkpoint as ULIP's training saves it."""
-    towers = {"module.logit_scale": torch.ones(()), "module.visual.cls_token": torch.zeros(1, 1, 768)}
-    wrapped = {f"module.{name}": value for name, value in state.items()} | towers
-    torch.save({"epoch": 9, "state_dict": wrapped, "args": argparse.Namespace(lr=1e-3), **more}, path)
-    return path
 
 
 def clouds(batch=2, points=64, seed=0):

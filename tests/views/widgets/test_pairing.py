@@ -1,6 +1,4 @@
-import asyncio
 import io
-import threading
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from rgb2pc_lib.checks.teacher import negative_audit
 from rgb2pc_lib.data.pairing import pair
 from rgb2pc_lib.data.sampling import Gatherer
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.views.widgets.pairing import NegativesPanel, PairingBrowser, Repaint
+from rgb2pc_lib.views.widgets.pairing import NegativesPanel, PairingBrowser
 
 
 @pytest.fixture
@@ -81,24 +79,3 @@ def test_negatives_panel_answers_to_its_sliders(left):
     panel.cut.value = 0.3
     assert np.allclose(panel.figure.data[0].y, audit.by_distance(0.3)["false"])
     assert "exclude_near = 4" in panel.static().axes[1].get_title()
-
-
-def test_changes_from_other_threads_are_painted_once_on_the_own_loop():
-    painted = []
-
-    async def cell():
-        repaint = Repaint(lambda: painted.append(threading.current_thread()))
-        others = [threading.Thread(target=lambda: [repaint() for _ in range(50)]) for _ in range(2)]
-        for thread in others:
-            thread.start()
-        for thread in others:
-            thread.join()
-        assert not painted  # the cell still runs
-        await asyncio.sleep(0.05)
-        repaint()
-        await asyncio.sleep(0.05)
-
-    asyncio.run(cell())
-    assert len(painted) <= 3 and set(painted) == {threading.main_thread()}
-    Repaint(lambda: painted.append(None))()  # without a loop: at once
-    assert painted[-1] is None

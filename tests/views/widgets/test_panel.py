@@ -15,7 +15,8 @@ import pytest
 
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import judge_students, line_up, train_line_up, verdict
+from rgb2pc_lib.judging.evaluate import judge_students, line_up, train_line_up
+from rgb2pc_lib.judging.verdicts import verdict
 from rgb2pc_lib.learning import session as session_module
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.session import THREAD
@@ -24,7 +25,17 @@ from rgb2pc_lib.views.curves import compared, curves_figure, labels, styles, ver
 from rgb2pc_lib.views.widgets import panel as module
 from rgb2pc_lib.views.widgets.panel import TrainingPanel
 
-SMALL = Config(steps=40, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=2e-3, eval_every=20)
+SMALL = Config(
+    validation=0.0,
+    amp="off",
+    steps=40,
+    batch_size=32,
+    student_tokens=16,
+    fuse_dim=32,
+    moe_hidden=32,
+    lr=2e-3,
+    eval_every=20,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -263,7 +274,7 @@ def test_curves_of_folders_and_the_verdict_figure(left, tmp_path):
     list(train_line_up(rows))
     figure = curves_figure([Run.open(c.folder) for _, c in rows])
     assert len(figure.axes) == 2 + 8  # two rows of gates
-    long = judge_students(rows)
+    long = judge_students(rows).long
     table = verdict(long)
     figure = verdict_figure(long, "R@1", "uniform", ["left", "right"], 48)
     names = [t.get_text() for t in figure.axes[0].get_yticklabels()]

@@ -1,0 +1,87 @@
+"""Which choices matter: one setting at a time is changed, over several seeds, and judged on validation episodes.
+
+The held-out episodes take no part: what wins here may become the default, and is then judged there once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rgb2pc_lib.data.workspace import Workspace, portable
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.judging.evaluate import Judgement, judge_students, judged_config
+from rgb2pc_lib.judging.verdicts import difference, interval
+from rgb2pc_lib.learning.runs import Config
+
+BASE = "weighted"  # the judged runs' own settings
+SETTINGS: dict[str, dict[str, dict]] = {  # question -> answer -> what differs from the base
+    "fusion": {"moe": {"fusion": "moe"}, "uniform": {"fusion": "uniform"}},
+    "pooling": {
+        "2 x 2 blocks": {"pooling": "blocks2"},
+        "4 x 4 blocks": {"pooling": "blocks4"},
+        "attention": {"pooling": "attention"},
+    },
+    "places": {"128 places": {"student_tokens": 128}},
+    "losses": {
+        "with MSE": {"loss_mse": 1.0},
+        "with relational": {"loss_relational": 1.0},
+        "neighbours no negatives": {"exclude_near": 2},
+    },
+    "pairing": {
+        "loose pairing": {"strict_pairing": False},
+        "windows of 4": {"sample_unit": "window", "window": 4},
+        "shuffled pairs": {"shuffle_pairs": True},
+    },
+    "expert drop": {"no expert drop": {"expert_drop": 0.0}},
+    "steps": {},  # half as many and twice as many, see `line_up`
+}
+MEASURES = ("R@1", "R2 tcp", "R2 object", "R2 tcp-object", "R2 distance", "R2 progress")
+
+
+def line_up(workspace: Workspace, questions: list[str], seeds: int, out: Path, steps: int | None = None) -> list:
+    """(name, config) of every training behind the answers: the base, each answer, and a student of each expert alone.
+
+    Raises InputError for a question that is not one of `SETTINGS`, or "experts".
+    """
+    unknown = set(questions) - {*SETTINGS, "experts"}
+    if unknown:
+        known = ", ".join([*SETTINGS, "experts"])
+        raise InputError(f"--only: expected questions among {known}; found {', '.join(sorted(unknown))}")
+    base = judged_config(workspace, steps)
+    answers: dict[str, dict] = {BASE: {}}
+    for question in questions:
+        if question == "experts":
+            roots = base.vis_roots
+            answers |= {f"{name} only": {"vis_roots": {name: root}} for name, root in roots.items()}
+        elif question == "steps":
+            answers |= {"half the steps": {"steps": base.steps // 2}, "twice the steps": {"steps": base.steps * 2}}
+        else:
+            answers |= SETTINGS[question]
+    rows = []
+    for seed in range(seeds):
+        for name, changes in answers.items():
+            folder = portable(out / f"{name.replace(' ', '-')}-seed{seed}")
+            rows.append((name, dataclasses.replace(base, **{"seed": seed, "save_dir": folder} | changes)))
+    return rows
+
+
+def answers(rows: list[tuple[str, Config]], state_root: Path | None) -> tuple[Judgement, pd.DataFrame]:
+    """The finished trainings judged on validation episodes, and a table of differences from the base.
+
+    Columns: answer, measure, mean, difference, low, high (95 %: of R2 over seeds and episodes, else over seeds), seeds.
+    """
+    found = judge_students(rows, state_root, "validation")
+    lines = []
+    for measure in [m for m in MEASURES if m in set(found.long["measure"])]:
+        values = found.long[found.long["measure"] == measure].pivot(index="seed", columns="model", values="value")
+        for name in dict.fromkeys(name for name, _ in rows):
+            change = (values[name] - values[BASE]).to_numpy()
+            low, high = interval(change)
+            if name != BASE and measure.startswith("R2 "):
+                _, low, high = difference(found.episodes, measure, name, BASE)
+            lines.append((name, measure, values[name].mean(), change.mean(), low, high, int(np.isfinite(change).sum())))
+    return found, pd.DataFrame(lines, columns=["answer", "measure", "mean", "difference", "low", "high", "seeds"])

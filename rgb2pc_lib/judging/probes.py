@@ -1,0 +1,153 @@
+"""Probes: what a linear reader finds in a frozen representation, fitted on training episodes, scored on others."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from rgb2pc_lib.errors import InputError
+
+LOWER_IS_BETTER = ("median rank", "tcp cm", "object cm")
+PROBES = ("tcp", "left tcp", "right tcp", "object", "tcp-object", "distance", "opening", "progress")
+LOOKS = {"fixed look": False, "random look": True}  # of an episode, where its state says so
+_ALPHAS = np.logspace(-2, 4, 7)
+_IN_CM = ("tcp", "object")
+
+
+def load_targets(root: Path, keys: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Probe targets `[n, d]` of the given samples, from `<root>/<task>/<episode>.npz` (see data/README.md).
+
+    Positions are turned into the frame of the clouds (metres): a camera-frame cloud cannot know where the world is.
+    Targets are those that every episode has. Raises InputError naming the file when an episode or a step is missing.
+    """
+    return _common(root, keys, _targets)
+
+
+def load_proprioception(root: Path, keys: pd.DataFrame) -> np.ndarray | None:
+    """What the robot knows of itself, `[n, 4]`: tcp (m, in its own frame) and opening (m); None where not recorded."""
+    found = _common(
+        root, keys, lambda state, rows: {k: state[k][rows].reshape(len(rows), -1) for k in _OWN if k in state}
+    )
+    return np.concatenate([found[k] for k in _OWN], 1) if found.keys() == set(_OWN) else None
+
+
+_OWN = ("tcp", "opening")
+
+
+def load_looks(root: Path, keys: pd.DataFrame) -> np.ndarray | None:
+    """Whether each sample's episode has a randomised look, `[n]` bool; None where the states do not say."""
+    found = _common(
+        root, keys, lambda state, rows: {k: np.full(len(rows), bool(state[k])) for k in ("randomised",) if k in state}
+    )
+    return found.get("randomised")
+
+
+def _common(root: Path, keys: pd.DataFrame, read) -> dict[str, np.ndarray]:
+    """`read(state, rows)` of every episode, put together in the order of the keys; only what all episodes have."""
+    parts: list[tuple[np.ndarray, dict]] = []
+    for (task, episode), group in keys.groupby(["task", "episode"], sort=False):
+        path = root / task / f"{episode}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as z:
+                state = dict(z)
+            row_of = {s: i for i, s in enumerate(state["steps"].tolist())}
+            values = read(state, np.array([row_of[s] for s in group["step"]]))
+        except (OSError, KeyError, ValueError) as e:
+            raise InputError(f"{path}: expected the state of {len(group)} steps, found: {e!r}") from None
+        parts.append((group.index.to_numpy(), values))
+    order = np.argsort(np.concatenate([index for index, _ in parts]))
+    common = [k for k in parts[0][1] if all(k in values for _, values in parts)]
+    return {k: np.concatenate([values[k] for _, values in parts])[order] for k in common}
+
+
+def _targets(state, rows) -> dict[str, np.ndarray]:
+    values = _positions(state, rows)
+    if {"tcp", "object"} <= values.keys():
+        values["tcp-object"] = values["object"] - values["tcp"]
+        values["distance"] = np.linalg.norm(values["tcp-object"], axis=1, keepdims=True)
+    values |= {k: state[k][rows, None] for k in ("opening", "progress") if k in state}
+    return {k: values[k] for k in PROBES if k in values}
+
+
+def _positions(state, rows):  # in the frame of the clouds; those in a camera whose pose is unknown cannot be told
+    pose = np.eye(4)
+    if str(state["frame"]) == "camera":
+        if "world_to_camera" not in state:
+            return {}
+        pose = state["world_to_camera"]
+        pose = pose[rows] if pose.ndim == 3 else pose  # of a camera that moves there is one a step
+    names = {"tcp": "tcp", "left_tcp": "left tcp", "right_tcp": "right tcp", "object": "object"}
+    turned = {k: (pose[..., :3, :3] @ state[k][rows][..., None])[..., 0] for k in names if k in state}
+    return {names[k]: x + pose[..., :3, 3] for k, x in turned.items()}
+
+
+def probe(features: np.ndarray, targets: dict, keys: pd.DataFrame, held_out: np.ndarray) -> dict[str, float]:
+    """Linear probes on frozen features `[n, d]`, fitted on training episodes and scored on held-out ones.
+
+    Ridge regression; its strength is chosen per target by cross-validation over training episodes. R2 is *within task*:
+    variance around each task's own mean, so knowing the task earns nothing. "tcp cm" and "object cm" are median errors
+    in centimetres. "task accuracy" is a logistic regression's.
+    """
+    return scores(probe_samples(features, targets, keys, held_out))
+
+
+def probe_samples(features: np.ndarray, targets: dict, keys: pd.DataFrame, held_out: np.ndarray) -> pd.DataFrame:
+    """The probes' results by held-out sample: "<target> error" and "<target> around" (its task's mean), both squared.
+
+    With several tasks also "task right". Episodes and errors are all that `scores` and intervals need.
+    """
+    fit, score = ~held_out, held_out
+    x = StandardScaler().fit(features[fit]).transform(features).astype(np.float64)
+    groups = (keys["task"] + "/" + keys["episode"]).to_numpy()
+    names = list(targets)
+    y = np.concatenate([targets[k] for k in names], 1)
+    columns = np.repeat(np.arange(len(names)), [targets[k].shape[1] for k in names])
+    mean, scale = y[fit].mean(0), y[fit].std(0) + 1e-9
+    predicted = _ridge(x[fit], (y[fit] - mean) / scale, groups[fit], columns, x[score]) * scale + mean
+    task = keys["task"].to_numpy()[score]
+    around = y[score] - pd.DataFrame(y[score]).groupby(task).transform("mean").to_numpy()
+    out = {"episode": groups[score]}
+    for i, name in enumerate(names):
+        out[f"{name} error"] = ((y[score] - predicted)[:, columns == i] ** 2).sum(1)
+        out[f"{name} around"] = (around[:, columns == i] ** 2).sum(1)
+    if len(set(task)) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
+            classifier.fit(features[fit], keys["task"][fit])
+            out["task right"] = classifier.predict(features[score]) == task
+    return pd.DataFrame(out, index=keys.index[score])
+
+
+def scores(samples: pd.DataFrame) -> dict[str, float]:
+    """Figures of some samples of `probe_samples`: R2 within task, median errors in centimetres, task accuracy."""
+    out = {}
+    for name in [c.removesuffix(" error") for c in samples if c.endswith(" error")]:
+        out[f"R2 {name}"] = float(1 - samples[f"{name} error"].sum() / samples[f"{name} around"].sum())
+        if name in _IN_CM:
+            out[f"{name} cm"] = float(100 * np.sqrt(samples[f"{name} error"]).median())
+    if "task right" in samples:
+        out["task accuracy"] = float(samples["task right"].mean())
+    return out
+
+
+def _ridge(x, y, groups, columns, x_new) -> np.ndarray:
+    """Ridge with one strength per target (a target may span several columns), by 4-fold group cross-validation."""
+    errors = np.zeros((len(_ALPHAS), y.shape[1]))
+    for a, b in GroupKFold(min(4, len(set(groups)))).split(x, groups=groups):
+        for i, alpha in enumerate(_ALPHAS):
+            errors[i] += ((Ridge(alpha).fit(x[a], y[a]).predict(x[b]).reshape(len(b), -1) - y[b]) ** 2).sum(0)
+    total = np.stack([errors[:, columns == c].sum(1) for c in range(columns.max() + 1)], 1)  # [alphas, targets]
+    best = total.argmin(0)[columns]
+    out = np.empty((len(x_new), y.shape[1]))
+    for i in np.unique(best):
+        out[:, best == i] = Ridge(_ALPHAS[i]).fit(x, y[:, best == i]).predict(x_new).reshape(len(x_new), -1)
+    return out

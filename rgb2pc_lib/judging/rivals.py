@@ -1,0 +1,64 @@
+"""What a student has to beat: the experts' own features, pooled with the same care, and what needs no features."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+from rgb2pc_lib.data.sampling import Gatherer, lattice, ordered_plans
+from rgb2pc_lib.learning.finish import embed_samples
+from rgb2pc_lib.learning.prepare import Data
+from rgb2pc_lib.learning.runs import Config, build_student
+
+CONCATENATED, PROPRIOCEPTION, UNTRAINED = "experts concatenated", "proprioception", "untrained student"
+BLOCKS = (1, 2, 4)  # blocks of the image along each side
+WIDEST = 1024  # columns of what is called full width: wider features keep so many principal components
+KNOWN = {PROPRIOCEPTION: ("R2 tcp", "tcp cm", "R2 opening")}  # what a rival was told, and is no rival in
+
+
+def pooled_features(data: Data, blocks: int = 1) -> dict[str, np.ndarray]:
+    """Mean token of each expert in every block of the image, `[n, blocks * blocks * C]`, for all samples."""
+    samples = data.samples
+    gatherer, positions = Gatherer(samples), lattice(samples.pairing.finest_grid)
+    plans = ordered_plans(samples, np.arange(len(samples)), 16, positions)
+    x, y = np.minimum((positions * blocks).astype(int), blocks - 1).T
+    of_block = [np.flatnonzero(y * blocks + x == b) for b in range(blocks * blocks)]
+    parts: dict[str, list] = {name: [] for name in samples.expert_rows}
+    for batch in gatherer.run(plans):
+        for m, (name, tokens) in enumerate(batch.tokens.items()):
+            there = batch.present[:, :, m : m + 1]
+            seen = tokens.float() * there
+            means = [seen[:, of].sum(1) / there[:, of].sum(1).clamp(min=1) for of in of_block if len(of)]
+            parts[name].append(np.concatenate([mean.numpy() for mean in means], 1))
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def pooled_rivals(data: Data, width: int, fit: np.ndarray) -> dict[str, np.ndarray]:
+    """Every expert and all together, as means over the image and over its blocks: at full width and at the student's.
+
+    Principal components are those of the samples `fit` (bool). A name says them: "dinov3 4x4, 256 PCs".
+    """
+    found: dict[str, np.ndarray] = {}
+    for blocks in BLOCKS:
+        pooled = pooled_features(data, blocks)
+        if len(pooled) > 1:
+            pooled[CONCATENATED] = np.concatenate(list(pooled.values()), 1)
+        for name, x in pooled.items():
+            said = name if blocks == 1 else f"{name} {blocks}x{blocks}"
+            full = x if x.shape[1] <= WIDEST else components(x, WIDEST, fit)
+            found[said if full is x else f"{said}, {full.shape[1]} PCs"] = full
+            if x.shape[1] > width:
+                found[f"{said}, {width} PCs"] = full[:, :width] if full is not x else components(x, width, fit)
+    return found
+
+
+def components(x: np.ndarray, width: int, fit: np.ndarray) -> np.ndarray:
+    """The first principal components of features `[n, C]`, as far as the samples `fit` have so many: `[n, width]`."""
+    pca = PCA(min(width, int(fit.sum()), x.shape[1]), svd_solver="randomized", random_state=0)
+    return pca.fit(x[fit].astype(np.float32)).transform(x.astype(np.float32))
+
+
+def untrained(config: Config, data: Data, width: int, positions: np.ndarray) -> np.ndarray:
+    """Embeddings `[n, E]` of all samples by the config's student as it is before its first step."""
+    student = build_student(config, data.samples.pairing.channels, width)
+    return embed_samples(student, Gatherer(data.samples), np.arange(len(data.samples)), positions)[0]

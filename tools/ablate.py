@@ -1,0 +1,48 @@
+"""Which choices matter: change one setting at a time, train over several seeds, judge on validation episodes.
+
+    python tools/ablate.py --workspace data/proof.toml --only pooling fusion --seeds 3
+
+Finished runs in --out are kept, unfinished ones resumed. Prints a table; writes it, and what it is made from, as CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rgb2pc_lib import InputError, Workspace
+from rgb2pc_lib.data.workspace import PROJECT, RUNS
+from rgb2pc_lib.judging.ablations import SETTINGS, answers, line_up
+from rgb2pc_lib.views.notebook import train_missing
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--workspace", default=PROJECT / "data" / "proof.toml", help="TOML file (default: the proof's)")
+    p.add_argument("--only", nargs="+", default=[*SETTINGS, "experts"], metavar="QUESTION",
+                   help=f"of {', '.join(SETTINGS)}, experts (default: all)")  # fmt: skip
+    p.add_argument("--out", type=Path, default=RUNS / "ablations", help="folder of the runs (default: runs/ablations)")
+    p.add_argument("--seeds", type=int, default=3, help="trainings per answer (default: %(default)s)")
+    p.add_argument("--steps", type=int, help="steps of each run (default: those of the judged runs)")
+    a = p.parse_args(argv)
+    try:
+        workspace = Workspace.load(a.workspace)
+        rows = line_up(workspace, a.only, a.seeds, a.out, a.steps)
+        train_missing(rows)
+        judged, table = answers(rows, workspace.state)
+    except InputError as e:
+        print(f"ablate: {e}", file=sys.stderr)
+        return 2
+    judged.long.to_csv(a.out / "judgement.csv", index=False)
+    judged.episodes.to_csv(a.out / "episodes.csv", index=False)
+    table.to_csv(a.out / "answers.csv", index=False)
+    print(f"\nValidation episodes, difference from the base with a 95 % interval, {a.seeds} seeds:\n")
+    print(table.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="-"))
+    print(f"\ntable: {os.path.relpath(a.out)}/answers.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
