@@ -297,7 +297,7 @@ class Run:
         """A network, built without weights, with those of this run. Raises InputError where they do not fit."""
         missing = type(self.config).missing(self.file("config.json"))
         told = ", ".join(f"{k} = {v!r}" for k, v in missing.items())
-        told = told and f"config.json does not name {', '.join(missing)}, so the defaults hold: {told}"
+        told = told and f"config.json does not say all settings; those it leaves out are taken to be {told}"
         network = fill(build, tensors, self.file("model.safetensors"), "config.json describes", told, ANEW)
         if told:
             tell(f"{self.folder}: {told}")
