@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from rgb2pc_lib.data.packs import FeaturePack, list_packs, token_box
+from rgb2pc_lib.data.geometry import token_box
+from rgb2pc_lib.data.packs import FeaturePack, list_packs
 from rgb2pc_lib.data.pairing import OK, pair
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import PROJECT, SAMPLE, Workspace
 from rgb2pc_lib.encoders import da3, vggt
 from rgb2pc_lib.encoders.encode import encode
-from rgb2pc_lib.encoders.extract import extract, list_frames, read_image
+from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import EXPERTS, STANDINS, describe, load_encoder
 from rgb2pc_lib.encoders.vit import normalise
 from rgb2pc_lib.errors import InputError
