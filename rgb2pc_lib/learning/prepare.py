@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,8 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import alignment, objective, ranks
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.models import Student
+from rgb2pc_lib.learning.objective import Distillation, Plans
+from rgb2pc_lib.learning.point_models import PlaceStudent
 from rgb2pc_lib.learning.runs import Config, build_student
 
 _DROPPING = 0.7  # share of the steps in which experts are dropped; the rest trains them together, as they will be used
@@ -57,16 +59,16 @@ class Prepared:
 
     config: Config
     data: Data
-    planner: objective.Plans
+    planner: Plans
     gatherer: Gatherer
-    learner: Learner
+    learner: Learner[Distillation]
     mean: Tensor  # [E], the teacher's mean over the training samples
 
     @property
     def student(self) -> Student:
-        return self.learner.student
+        return self.learner.objective.student
 
-    def batches(self, first: int) -> Iterator[Batch]:
+    def batches(self, first: int) -> Generator[Batch]:
         """What this process reads from step `first` on, gathered in the background."""
         steps = range(first, self.config.steps)
         return self.gatherer.run(plan for n in steps for plan in self.learner.plans(self.planner(n)))
@@ -86,9 +88,13 @@ def prepare(config: Config, device: torch.device) -> Prepared:
     gatherer = Gatherer(samples, config.frame_copy, config.teacher_points, device)
     mean = torch.from_numpy(gatherer.teacher_embeddings(samples.teacher_rows[data.training]).mean(0)).float()
     student = build_student(config, samples.pairing.channels, len(mean)).to(device)
-    route = alignment.begin if config.aligns else objective.begin
-    aim, planner = route(config, student, mean.to(device), samples, planner)
-    return Prepared(config, data, planner, gatherer, Learner(aim), mean)
+    aim: Distillation
+    plans: Plans
+    if isinstance(student, PlaceStudent):
+        aim, plans = alignment.begin(config, student, mean.to(device), samples, planner)
+    else:
+        aim, plans = objective.begin(config, student, mean.to(device), samples, planner)
+    return Prepared(config, data, plans, gatherer, Learner(aim), mean)
 
 
 def pick_device(name: str) -> torch.device:

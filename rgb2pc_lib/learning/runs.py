@@ -16,11 +16,14 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -40,10 +43,8 @@ from rgb2pc_lib.learning.settings import Settings, option, shared
 ROUTES = ("distill", "geometric")
 ANCHORS = ("first", "middle", "last", "random")
 
-try:
+if sys.platform != "win32":  # there only the threads of one process know of each other
     import fcntl
-except ImportError:  # not on Windows: there only the threads of one process know of each other
-    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Config(Settings):
     log_every: int = shared("log_every", 10)
     eval_every: int = shared("eval_every", 100)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.aligns and not self.strict_pairing:
             raise InputError("--no_strict_pairing: points and places of the same step are aligned; leave it out")
@@ -156,9 +157,14 @@ class Config(Settings):
     @property
     def workspace(self) -> Workspace:
         """The data that the settings name."""
-        roots = {"teacher": self.pc_root, "rgb": self.rgb_root, "state": self.state_root, "clouds": self.cloud_root}
+        teacher, rgb, state, clouds = (
+            PROJECT / root if root else None for root in (self.pc_root, self.rgb_root, self.state_root, self.cloud_root)
+        )
         return Workspace(
-            **{k: PROJECT / v for k, v in roots.items() if v},
+            teacher=teacher,
+            rgb=rgb,
+            state=state,
+            clouds=clouds,
             experts={k: PROJECT / v for k, v in self.vis_roots.items()},
             teacher_tag=self.teacher_tag or None,
         )
@@ -170,31 +176,25 @@ class Config(Settings):
         >>> list(config.vis_roots), config.workspace.teacher == workspace.teacher
         (['dinov3', 'vggt'], True)
         """
-        roots = {"pc_root": "teacher", "rgb_root": "rgb", "state_root": "state", "cloud_root": "clouds"}
         return dataclasses.replace(
             self,
-            **{ours: portable(getattr(workspace, theirs)) for ours, theirs in roots.items()},
+            pc_root=portable(workspace.teacher),
+            rgb_root=portable(workspace.rgb),
+            state_root=portable(workspace.state),
+            cloud_root=portable(workspace.clouds),
             vis_roots={k: portable(v) for k, v in workspace.experts.items()},
             teacher_tag=workspace.teacher_tag or "",
         )
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's folder, read (and, while it is trained, written). It holds nothing but the folder's path.
-
-    What is read raises InputError naming the file when the run is unfinished or the file is not a run's.
-
-    >>> run.finished, run.config.fusion, run.summary["n_train"], run.summary["n_held_out"]
-    (True, 'moe', 48, 24)
-    >>> sorted(run.summary["held-out"])
-    ['CKA', 'R@1', 'R@10', 'R@5', 'cosine', 'kNN overlap', 'median rank']
-    """
+class RunFolder:
+    """What the folders of all trainings have in common, whatever is trained: a `Run`'s, and a compact student's."""
 
     folder: Path
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
+    def open(cls, folder: str | Path) -> Self:
         """An existing run, finished or not. Raises InputError when the folder holds none.
 
         >>> Run.open(run.folder) == run
@@ -218,9 +218,9 @@ class Run:
         return self.folder.name
 
     @property
-    def config(self) -> Config:
+    def config(self) -> Settings:
         """The settings it was trained with."""
-        return Config.from_json(self.file("config.json").read_text(encoding="utf-8"))
+        raise NotImplementedError
 
     @property
     def finished(self) -> bool:
@@ -236,9 +236,10 @@ class Run:
         return self.finished and not self.config.changes(config)
 
     @property
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """Final figures: n_train, n_held_out, "held-out" (measure -> value), gates (expert -> mean), data_hash."""
-        return json.loads(self._finished_file("summary.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(self._finished_file("summary.json").read_text(encoding="utf-8"))
+        return found
 
     def metrics(self) -> pd.DataFrame:
         """One row per logged step; a half-written last line, from a killed run, is left out.
@@ -247,6 +248,63 @@ class Run:
         [1, 10, 20]
         """
         return pd.DataFrame(read_metrics(self.file("metrics.jsonl")))
+
+    def embeddings(self, judged: str = "held_out") -> dict[str, np.ndarray]:
+        """Student `[n, E]`, teacher `[n, E]`, mean gates `[n, M]`, and per sample task, episode, step, time, held_out.
+
+        The student's lie in the space of the teacher's less its mean over the training samples. `experts` `[M]` names
+        the gates. The samples are those of training and those that are judged, which "held_out" marks: the held-out
+        ones (of the tables), or with `judged="validation"` those for choices. A run without such has none of them.
+
+        >>> e = run.embeddings()
+        >>> e["student"].shape, e["teacher"].shape, e["gates"].shape, e["held_out"].sum()
+        ((72, 16), (72, 16), (72, 2), np.int64(24))
+        >>> np.allclose(e["gates"].sum(1), 1)
+        True
+        """
+        found = self.embeddings_of_all()
+        sides = {"held_out": found.pop("held_out"), "validation": found.pop("validation")}
+        here = sides.pop(judged)
+        (other,) = sides.values()
+        found = {"held_out": here} | found
+        return {k: v if k == "experts" else v[~other] for k, v in found.items()}
+
+    def embeddings_of_all(self) -> dict[str, np.ndarray]:
+        """As `embeddings`, of all samples; "held_out" and "validation" mark theirs."""
+        with np.load(self._finished_file("embeddings.npz"), allow_pickle=False) as z:
+            found = dict(z)
+        return {"validation": np.zeros_like(found["held_out"])} | found
+
+    def state(self) -> dict[str, Any]:
+        """The resume state. Raises InputError when it is unreadable."""
+        path = self.file("state.pt")
+        try:
+            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return found
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
+            raise InputError(f"{path}: not a readable checkpoint ({e}); delete this run and train again") from None
+
+    def _finished_file(self, name: str) -> Path:
+        if not self.file(name).exists():
+            raise InputError(f"{self.file(name)}: not there yet; the run is unfinished, continue it with --resume")
+        return self.file(name)
+
+
+class Run(RunFolder):
+    """A run's folder, read (and, while it is trained, written). It holds nothing but the folder's path.
+
+    What is read raises InputError naming the file when the run is unfinished or the file is not a run's.
+
+    >>> run.finished, run.config.fusion, run.summary["n_train"], run.summary["n_held_out"]
+    (True, 'moe', 48, 24)
+    >>> sorted(run.summary["held-out"])
+    ['CKA', 'R@1', 'R@10', 'R@5', 'cosine', 'kNN overlap', 'median rank']
+    """
+
+    @property
+    def config(self) -> Config:
+        """The settings it was trained with."""
+        return Config.from_json(self.file("config.json").read_text(encoding="utf-8"))
 
     def student(self) -> tuple[Student, torch.Tensor]:
         """The trained student in evaluation mode, and the teacher's mean `[E]` over the training samples.
@@ -276,62 +334,23 @@ class Run:
             lambda p: p.write_bytes(save_tensors({**tensors, "teacher_mean": teacher_mean.cpu()}, {"student": about})),
         )
 
-    def embeddings(self, judged: str = "held_out") -> dict[str, np.ndarray]:
-        """Student `[n, E]`, teacher `[n, E]`, mean gates `[n, M]`, and per sample task, episode, step, time, held_out.
-
-        The student's lie in the space of the teacher's less its mean over the training samples. `experts` `[M]` names
-        the gates. The samples are those of training and those that are judged, which "held_out" marks: the held-out
-        ones (of the tables), or with `judged="validation"` those for choices. A run without such has none of them.
-
-        >>> e = run.embeddings()
-        >>> e["student"].shape, e["teacher"].shape, e["gates"].shape, e["held_out"].sum()
-        ((72, 16), (72, 16), (72, 2), np.int64(24))
-        >>> np.allclose(e["gates"].sum(1), 1)
-        True
-        """
-        found = self.embeddings_of_all()
-        sides = {"held_out": found.pop("held_out"), "validation": found.pop("validation")}
-        here = sides.pop(judged)
-        (other,) = sides.values()
-        found = {"held_out": here} | found
-        return {k: v if k == "experts" else v[~other] for k, v in found.items()}
-
-    def embeddings_of_all(self) -> dict[str, np.ndarray]:
-        """As `embeddings`, of all samples; "held_out" and "validation" mark theirs."""
-        with np.load(self._finished_file("embeddings.npz"), allow_pickle=False) as z:
-            found = dict(z)
-        return {"validation": np.zeros_like(found["held_out"])} | found
-
-    def state(self) -> dict:
-        """The resume state. Raises InputError when it is unreadable."""
-        path = self.file("state.pt")
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
-            raise InputError(f"{path}: not a readable checkpoint ({e}); delete this run and train again") from None
-
-    def _finished_file(self, name: str) -> Path:
-        if not self.file(name).exists():
-            raise InputError(f"{self.file(name)}: not there yet; the run is unfinished, continue it with --resume")
-        return self.file(name)
-
 
 def build_student(config: Config, channels: dict[str, int], embed_dim: int) -> Student:
     """The student that a config describes."""
-    sizes = (
-        channels, embed_dim, config.fusion, config.fuse_dim, config.moe_hidden, config.moe_top_k, config.gate_noise
+    settings: dict[str, Any] = dict(
+        fusion=config.fusion, width=config.fuse_dim, moe_hidden=config.moe_hidden, top_k=config.moe_top_k,
+        gate_noise=config.gate_noise, seed=config.seed, pooling=config.pooling,
     )  # fmt: skip
     if not config.aligns:
-        return Student(*sizes, seed=config.seed, pooling=config.pooling)
+        return Student(channels, embed_dim, **settings)
     inputs = 3 if config.point_target == "xyz" else embed_dim
     head = PointHead(config.point_target, inputs, embed_dim, config.fuse_dim)
-    knows = config.route == "distill"
-    return PlaceStudent(*sizes, head=head, knows_place=knows, seed=config.seed, pooling=config.pooling)
+    return PlaceStudent(channels, embed_dim, head=head, knows_place=config.route == "distill", **settings)
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_metrics(path: Path) -> list[dict[str, float]]:
     """Lines of a metrics file up to the first that is not whole."""
-    rows = []
+    rows: list[dict[str, float]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
@@ -341,11 +360,12 @@ def read_metrics(path: Path) -> list[dict]:
     return rows
 
 
-_lock, _claimed = threading.Lock(), set()
+_lock = threading.Lock()
+_claimed: set[Path] = set()
 
 
 @contextmanager
-def claim(folder: Path):
+def claim(folder: Path) -> Iterator[None]:
     """A run's folder has one writer at a time, over all threads and processes of this machine.
 
     Raises InputError while another one writes.
@@ -359,7 +379,7 @@ def claim(folder: Path):
         name = f"rgb2pc-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
         with open(Path(tempfile.gettempdir()) / name, "w") as file:
             try:
-                if fcntl:
+                if sys.platform != "win32":
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
             except BlockingIOError:
                 raise InputError(taken) from None
@@ -369,7 +389,7 @@ def claim(folder: Path):
             _claimed.discard(folder)
 
 
-def write_atomic(path: Path, write) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """`write(temporary path)`, flushed to disk, then renamed: the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")

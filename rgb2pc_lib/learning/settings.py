@@ -10,16 +10,20 @@ import dataclasses
 import json
 import shlex
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rgb2pc_lib.errors import InputError
 
-_SAME = object()
+Value = TypeVar("Value")
+_SAME: Any = object()
 
 
-def option(default, text: str, choices: tuple = (), least=None, most=None, absent=_SAME):
+def option(
+    default: Value, text: str, choices: tuple[str, ...] = (), least: float | None = None, most: float | None = None,
+    absent: Value = _SAME,
+) -> Value:  # fmt: skip
     """A field of settings: its help (with the unit), what is allowed, and what it was before there was a setting."""
-    info = {"help": text, "choices": choices, "least": least, "most": most}
+    info: dict[str, Any] = {"help": text, "choices": choices, "least": least, "most": most}
     info["absent"] = default if absent is _SAME else absent
     if isinstance(default, (dict, tuple)):
         return field(default_factory=lambda: default, metadata=info)
@@ -27,7 +31,7 @@ def option(default, text: str, choices: tuple = (), least=None, most=None, absen
 
 
 PRECISIONS = ("auto", "on", "off")
-_SHARED = {  # of every training: what `option` is told, but for the default
+_SHARED: dict[str, dict[str, Any]] = {  # of every training: what `option` is told, but for the default
     # losses
     "tau": {"text": "temperature of InfoNCE", "least": 1e-4},
     "learn_tau": {"text": "learn the temperature, starting at tau"},
@@ -51,13 +55,14 @@ _SHARED = {  # of every training: what `option` is told, but for the default
 }
 
 
-def shared(name: str, default):
+def shared(name: str, default: Value) -> Value:
     """The field of a setting that every training has; trainings differ in its default only.
 
     >>> shared("tau", 0.05).metadata["help"]
     'temperature of InfoNCE'
     """
-    return option(default, **_SHARED[name])
+    made: Value = option(default, **_SHARED[name])
+    return made
 
 
 _FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
@@ -71,8 +76,28 @@ class Settings:
     """
 
     tool = "tools/train_rgb2pc_distill.py"
+    micro_batch = 0  # where it is no setting: a batch goes through the network as a whole
 
-    def __post_init__(self):
+    if TYPE_CHECKING:  # what every training has (`shared`), each at its place among a training's own settings
+        tau: float
+        learn_tau: bool
+        loss_mse: float
+        loss_relational: float
+        exclude_near: int
+        steps: int
+        batch_size: int
+        lr: float
+        weight_decay: float
+        grad_clip: float
+        amp: str
+        seed: int
+        device: str
+        num_threads: int
+        save_every: int
+        log_every: int
+        eval_every: int
+
+    def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value, info = getattr(self, f.name), f.metadata
             if info["choices"] and value not in info["choices"]:
@@ -96,9 +121,10 @@ class Settings:
         raw = {f.name: f.metadata["absent"] for f in dataclasses.fields(cls)} | json.loads(text)
         if isinstance(raw["amp"], bool):  # of runs made before it could be measured
             raw["amp"] = "on" if raw["amp"] else "off"
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return cls(**values)
 
-    def changes(self, other: Self) -> dict[str, tuple]:
+    def changes(self, other: Settings) -> dict[str, tuple[Any, Any]]:
         """Settings that differ, name -> (here, there), without those that cannot change a run's numbers.
 
         >>> Config(steps=10, device="cpu").changes(Config(device="cuda"))
@@ -116,7 +142,7 @@ class Settings:
         words = ["python", self.tool]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+            default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
             if value == default:
                 continue
             if isinstance(value, bool):
