@@ -5,7 +5,9 @@ explained by the comment at the end of its line; a setting by the text of its `o
 """
 
 import ast
+import io
 import re
+import tokenize
 
 from griffe import Attribute, Class, Docstring, ExprCall, Extension, Object
 
@@ -54,8 +56,8 @@ def beside(attribute: Attribute) -> str:
         return as_code(ast.parse(source).body[0].value.args[1].value)
     if "= shared(" in source:
         return as_code(shared(attribute.name, None).metadata["help"])
-    _, sign, comment = source.rpartition("  # ")
-    return as_code(comment) if sign else ""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return as_code(" ".join(t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT))
 
 
 def as_code(comment: str) -> str:

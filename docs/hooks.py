@@ -11,11 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from mkdocs.structure.files import File
 
+import rgb2pc_lib
+
 PROJECT = Path(__file__).resolve().parents[1]
 LIBRARY = PROJECT / "rgb2pc_lib"
 PAGES = ["data/README.md", "data/teacher/README.md", "benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-PUBLIC = PROJECT / "docs" / "api" / "index.md"
+HOMES = {name: f"rgb2pc_lib.{home}" for name, home in rgb2pc_lib._HOME.items()}  # of the public names
 LINK = re.compile(r"(\]\()([^)\s#]+)")
+NAME = re.compile(r"^::: rgb2pc_lib\.(\w+)$", re.MULTILINE)
 
 
 def on_files(files, config):
@@ -35,7 +38,7 @@ def room_page(room: Path) -> str:
     says = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
     parts = [f"# {room.relative_to(LIBRARY)}", says]
     for module in sorted(path.stem for path in room.glob("*.py") if path.stem != "__init__"):
-        public = re.findall(rf"^::: {name}\.{module}\.(\w+)$", PUBLIC.read_text(encoding="utf-8"), re.MULTILINE)
+        public = [each for each, home in HOMES.items() if home == f"{name}.{module}"]
         hidden = "".join(f', "!^{each}$"' for each in public)
         parts.append(f'::: {name}.{module}\n    options: {{heading_level: 2, filters: ["!^_"{hidden}]}}')
         parts += [f"[`{each}`][{name}.{module}.{each}] is part of the public face." for each in public]
@@ -43,7 +46,7 @@ def room_page(room: Path) -> str:
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Called with the text of every page: links into the repository become links into the site."""
+    """Called with the text of every page: links into the repository, and public names, are turned to where they are."""
     here = PurePosixPath(page.file.src_uri).parent
     folder = "docs" / here if page.file.src_dir == config.docs_dir else here
 
@@ -53,4 +56,4 @@ def on_page_markdown(markdown, page, config, files):
         found = os.path.normpath(folder / link[2]).removeprefix("docs/").replace(".ipynb", ".md")
         return link[1] + os.path.relpath(found, here)
 
-    return LINK.sub(turned, markdown)
+    return NAME.sub(lambda name: f"::: {HOMES[name[1]]}.{name[1]}", LINK.sub(turned, markdown))

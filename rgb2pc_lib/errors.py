@@ -1,4 +1,7 @@
-"""The one exception that means: the input is at fault, and here is what to do about it."""
+"""The one exception that means: the input is at fault, and here is what to do about it. And what stops nothing."""
+
+import functools
+import logging
 
 
 class InputError(ValueError):
@@ -10,3 +13,9 @@ class InputError(ValueError):
     Traceback (most recent call last):
     rgb2pc_lib.errors.InputError: x.pt: expected a dict with 'per_frame_features', found a list; re-extract this episode
     """
+
+
+@functools.cache  # once a process, however often the file is read
+def tell(message: str) -> None:
+    """Say something that a person should know and that stops nothing, as one line on stderr."""
+    logging.getLogger("rgb2pc_lib").warning(message)

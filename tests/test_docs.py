@@ -178,9 +178,9 @@ def test_files_named_in_the_guides_exist():
 
 
 def test_targets_named_in_the_pages_are_in_the_makefile():
-    targets = set(re.findall(r"^([a-z]+):", read(PROJECT / "Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", read(PROJECT / "Makefile"), re.MULTILINE))
     for page in PAGES:
-        for target in re.findall(r"(?:`|^)make ([a-z]+)", read(page), re.MULTILINE):
+        for target in re.findall(r"(?:`|^)make ([a-z-]+)", read(page), re.MULTILINE):
             assert target in targets, f"{page.name}: make {target}"
 
 

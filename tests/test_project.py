@@ -21,6 +21,7 @@ ROOMS = [  # arrows run downwards: a room imports from itself and from the rows 
     ["encoders"],
     ["learning"],
     ["data"],
+    ["data/files"],
     [""],  # errors and the command line's shared part
 ]
 LIBRARY = PROJECT / "rgb2pc_lib"

@@ -32,19 +32,23 @@ def main(argv: list[str] | None = None) -> int:
         config = judged_config(Workspace.load(a.workspace), a.steps)
         rows = line_up(config, a.seeds, a.out)
         train_missing(rows)
-        long = judge(config, rows)
+        judged = judge(config, rows)
     except InputError as e:
         print(f"judge: {e}", file=sys.stderr)
         return 2
-    closed = gap_closed(long)
-    long.to_csv(a.out / "judgement.csv", index=False)
+    closed = gap_closed(judged.long, episodes=judged.episodes)
+    judged.long.to_csv(a.out / "judgement.csv", index=False)
+    judged.episodes.to_csv(a.out / "episodes.csv", index=False)
     closed.to_csv(a.out / "gap_closed.csv", index=False)
     print(f"\nHeld-out episodes, mean over {a.seeds} seeds (R2 within task; cm: median error):\n")
-    print(mean_table(long).T.to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))
-    print("\nGap closed = (student - best rival) / (teacher - best rival), with a 95 % interval over seeds:\n")
+    table = mean_table(judged.long)
+    shown = [m for m in table.index if not m.endswith(" PCs") or m in set(closed["best rival"])]  # all are in the CSV
+    print(table.loc[shown].T.to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))
+    print("\nGap closed = (student - best rival of equal width) / (teacher - best rival), with a 95 % interval,")
+    print("of R2 over seeds and episodes, else over seeds:\n")
     print(closed.to_string(index=False, float_format=lambda v: f"{v:.2f}", na_rep="-"))
     out = os.path.relpath(a.out)
-    figure = save_figure(judgement_figure(long), a.figure, out=out, seeds=a.seeds, steps=config.steps)
+    figure = save_figure(judgement_figure(judged.long), a.figure, out=out, seeds=a.seeds, steps=config.steps)
     print(f"\nfigure: {os.path.relpath(figure)}   table: {out}/judgement.csv")
     return 0
 

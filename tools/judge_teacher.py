@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
 from rgb2pc_lib import InputError, Workspace
+from rgb2pc_lib.data.files.guarded import read_npz
 from rgb2pc_lib.data.workspace import SAMPLE
 from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds, read_cloud
 from rgb2pc_lib.encoders.clouds.points import PointEncoder, load_point_encoder
@@ -49,6 +50,10 @@ def spread(z: np.ndarray) -> dict[str, float]:
     return out
 
 
+def randomised(path: Path) -> bool:
+    return bool(read_npz(path, {"randomised": ("b", "")})["randomised"])
+
+
 @torch.inference_mode()
 def main(argv=None) -> None:
     args = parse(argv)
@@ -58,7 +63,7 @@ def main(argv=None) -> None:
     paths = [
         (task, episode, path)
         for (task, episode), steps in list_clouds(args.clouds or workspace.require("clouds").clouds).items()
-        if args.only == "all" or bool(np.load(state / task / f"{episode}.npz")["randomised"]) == (args.only == "random")
+        if args.only == "all" or randomised(state / task / f"{episode}.npz") == (args.only == "random")
         for path in steps
     ]
     keys = pd.DataFrame([(t, e, path.stem) for t, e, path in paths], columns=["task", "episode", "step"])

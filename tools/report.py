@@ -16,8 +16,8 @@ from pathlib import Path
 import nbformat
 
 from rgb2pc_lib import InputError, Run, Workspace
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import RUNS, SAMPLE, portable
-from rgb2pc_lib.learning.runs import write_atomic
 from rgb2pc_lib.views.report import Report
 from rgb2pc_lib.views.report_html import execute, static_copy, write_html
 

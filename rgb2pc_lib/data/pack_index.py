@@ -20,7 +20,7 @@ from rgb2pc_lib.data.mapped import Stored
 from rgb2pc_lib.data.packs import FeaturePack, token_box
 from rgb2pc_lib.data.workspace import CACHE
 
-_VERSION = 1
+_VERSION = 2  # of what is written
 _SETTLED = 2.0  # seconds; a file younger than that could change again within the same tick of its clock
 
 
@@ -64,15 +64,14 @@ class PackIndex:
         there = {k: v for k, v in self.packs.items() if os.path.exists(os.path.join(self.root, k))}
         used = sorted({entry[6] for entry in there.values()})
         content = {
-            "version": _VERSION,
-            "root": self.root,
             "copies": [self.copies[n] for n in used],
             "packs": {k: [*v[:6], used.index(v[6]), v[7]] for k, v in there.items()},
         }
         partial = self.file.with_name(f"{self.file.stem}.{os.getpid()}.partial")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(content), encoding="utf-8")
+            text = json.dumps(content).encode()
+            partial.write_bytes(self._digest(text) + b"\n" + text)
             os.replace(partial, self.file)
         except OSError:
             with contextlib.suppress(OSError):
@@ -81,12 +80,17 @@ class PackIndex:
 
     def _load(self) -> None:
         try:
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-            if content["version"] == _VERSION and content["root"] == self.root:
-                self.copies = [{k: [tuple(p) for p in places] for k, places in c.items()} for c in content["copies"]]
-                self.packs = content["packs"]
-        except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged: it is made anew
-            self.copies, self.packs = [], {}
+            digest, _, text = self.file.read_bytes().partition(b"\n")
+        except OSError:  # not there yet
+            return
+        if digest == self._digest(text):  # else damaged, or of another version: it is made anew
+            content = json.loads(text)
+            self.copies = [{k: [tuple(p) for p in places] for k, places in c.items()} for c in content["copies"]]
+            self.packs = content["packs"]
+
+    def _digest(self, text: bytes) -> bytes:
+        """What stands before the text, so that damage is seen."""
+        return f"{_VERSION} {hashlib.sha256(self.root.encode() + text).hexdigest()}".encode()
 
     def _remember(self, name: str, pack: FeaturePack, stored: Stored) -> None:
         try:

@@ -8,7 +8,6 @@ A `.zarr` pack (v2 or v3) is read chunk by chunk through zarr. Layouts: `data/RE
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pickle
 import re
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from rgb2pc_lib.data import system
+from rgb2pc_lib.data.files.guarded import first_line, read_json_beside
 from rgb2pc_lib.data.mapped import Frames, Stored, bits, find
 from rgb2pc_lib.errors import InputError
 
@@ -360,7 +360,7 @@ def open_zarr(path: Path) -> tuple[zarr.Array[Any], Any, Any, torch.dtype]:
     dtype = {"float16": torch.float16, "float32": torch.float32}.get(str(features.dtype))
     if dtype is None:
         raise InputError(f"{path}: expected float16 or float32 features, found {features.dtype}")
-    return features, read_json(path / "frame_paths.json"), read_json(path / "meta.json") or {}, dtype
+    return features, read_json_beside(path, "frame_paths.json"), read_json_beside(path, "meta.json") or {}, dtype
 
 
 @functools.lru_cache(maxsize=2)  # one chunk is one window; reading in order meets it T times
@@ -369,15 +369,6 @@ def _zarr_window(pack: FeaturePack, window: int) -> np.ndarray:
         return np.asarray(pack.features[window])
     except (RuntimeError, ValueError, OSError) as e:
         raise InputError(f"{pack.path}: window {window} is unreadable ({first_line(e)}); re-extract it") from None
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as e:
-        raise InputError(f"{path}: not readable as JSON ({first_line(e)})") from None
 
 
 def locate(path: Path, frame_paths: object, shape: tuple[int, int]) -> dict[str, list[tuple[int, int]]]:
@@ -397,7 +388,3 @@ def locate(path: Path, frame_paths: object, shape: tuple[int, int]) -> dict[str,
         for t, name in enumerate(window):
             copies.setdefault(step_name(name), []).append((w, t))
     return copies
-
-
-def first_line(e: Exception | str) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:160]

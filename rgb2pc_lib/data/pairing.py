@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from torch import nn
 
 from rgb2pc_lib.data.pack_index import PackIndex
 from rgb2pc_lib.data.packs import FeaturePack, list_packs
@@ -81,8 +82,8 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     teacher  96
     """
     workspace.require(*["teacher"] * teacher, "experts")
-    if reserved := sorted(set(workspace.experts) & set(RESERVED)):
-        raise InputError(f"an expert cannot be called {', '.join(reserved)}; rename it in the workspace")
+    if bad := [n for n in workspace.experts if n in RESERVED or "." in n or not n or hasattr(nn.ModuleDict, n)]:
+        raise InputError(f"an expert cannot be called {', '.join(bad) or 'nothing'}; rename it, without dots")
     root = workspace.teacher if teacher else None
     files = list_teacher(root, workspace.teacher_tag) if root else {}
     packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
@@ -248,13 +249,13 @@ def split(
             for chosen, some in zip((out, aside), _draw(names, share, validation, rng), strict=True):
                 chosen |= {(task, e) for e in some}
     episodes = list(zip(keys["task"], keys["episode"], strict=True))
-    held_out, checked = (np.array([k in some for k in episodes], bool) for some in (out, aside))
+    held_out, chosen_on = (np.array([k in some for k in episodes], bool) for some in (out, aside))
     if held_out.all() or not held_out.any():
         raise InputError(
             f"splitting by {by} with a held-out share of {share} leaves {(~held_out).sum()} training and "
             f"{held_out.sum()} held-out samples; at least two {by}s{' a task' if by == 'episode' else ''} are needed"
         )
-    return np.flatnonzero(~held_out & ~checked), np.flatnonzero(checked), np.flatnonzero(held_out)
+    return np.flatnonzero(~held_out & ~chosen_on), np.flatnonzero(chosen_on), np.flatnonzero(held_out)
 
 
 def _draw(names: list[str], share: float, validation: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:

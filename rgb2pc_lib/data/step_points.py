@@ -16,6 +16,7 @@ from rgb2pc_lib.data.clouds import Cloud, read_ply, transform
 from rgb2pc_lib.data.geometry import uv_to_fractions
 from rgb2pc_lib.data.packs import load_torch
 from rgb2pc_lib.data.pairing import Samples, frame_size
+from rgb2pc_lib.data.states import poses, rows_of, state_file, state_once
 from rgb2pc_lib.data.teacher import TeacherFile, as_array
 from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
@@ -86,9 +87,15 @@ class PointReader:
         Clouds in a camera's frame are moved by the state's `world_to_camera` where there is one; without state, the
         camera is taken to stand still within an episode.
         """
-        task, episode, _ = self.where[self.rows[sample]]
-        pose = camera_pose(self.workspace.state, task, episode) if self.workspace.state else None
-        return self.xyz(sample) if pose is None else transform(self.xyz(sample), np.linalg.inv(pose))
+        if not self.workspace.state:
+            return self.xyz(sample)
+        task, episode, step = self.where[self.rows[sample]]
+        path = state_file(self.workspace.state, task, episode)
+        state = state_once(path)
+        pose = poses(state, rows_of(state, [step], path), path)
+        if pose is None:
+            raise InputError(f"{path}: clouds in a camera's frame, and no array world_to_camera [4, 4]; add it")
+        return transform(self.xyz(sample), np.linalg.inv(pose[0]))
 
     def known(self, sample: int, which: np.ndarray) -> np.ndarray:
         """What is known of some of the points: teacher features `[K, E]` or xyz `[K, 3]`, float32."""
@@ -105,20 +112,6 @@ class PointReader:
                 "re-extract this step with uv, or use --point_target xyz with clouds that have u and v"
             )
         return found
-
-
-@functools.lru_cache(maxsize=4096)
-def camera_pose(state_root: Path, task: str, episode: str) -> np.ndarray | None:
-    """`world_to_camera` [4, 4] of an episode whose clouds are in its camera's frame; None for clouds in the world's.
-
-    Raises InputError naming the state file when it does not tell.
-    """
-    path = state_root / task / f"{episode}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as state:
-            return state["world_to_camera"] if str(state["frame"]) == "camera" else None
-    except (OSError, KeyError, ValueError) as e:
-        raise InputError(f"{path}: expected the arrays world_to_camera and frame, found: {e!r}") from None
 
 
 def point_features(file: TeacherFile, which: np.ndarray) -> np.ndarray:

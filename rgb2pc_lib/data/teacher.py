@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rgb2pc_lib.data.packs import first_line, load_torch, read_json, step_name, zarr_array
+from rgb2pc_lib.data.files.guarded import first_line, read_json_beside, read_npz
+from rgb2pc_lib.data.packs import load_torch, step_name, zarr_array
 from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.errors import InputError
 
@@ -75,7 +76,7 @@ def list_teacher(root: Path, tag: str | None = None) -> dict[tuple[str, str], di
 
 
 def _pooled_steps(episode: Path) -> dict[str, TeacherFile]:
-    names = read_json(episode / "frame_paths.json")
+    names = read_json_beside(episode, "frame_paths.json")
     if names is None:  # without names its steps cannot be paired; the pairing table says so
         return {}
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
@@ -115,10 +116,7 @@ def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool 
         return np.zeros((0, 0), np.float32)
     root = os.path.commonpath([f.path.parent for f in files])
     store = cache / "teacher_tables" / f"{hashlib.sha256(root.encode()).hexdigest()[:16]}.npz"
-    known = {}
-    if store.exists():
-        with np.load(store, allow_pickle=False) as z:
-            known = dict(zip(z["stamps"].tolist(), z["table"], strict=True))
+    known = _known(store)
     states = {path: _state(path) for path in {f.path for f in files}}
     stamps = [f"{f.path}|{f.row}|{states[f.path]}" for f in files]
     missing = [i for i, s in enumerate(stamps) if s not in known]
@@ -139,6 +137,15 @@ def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool 
         np.savez(partial, stamps=np.array(keep), table=np.stack([known[s] for s in keep]))
         os.replace(partial, store)
     return table
+
+
+def _known(store: Path) -> dict[str, np.ndarray]:
+    """Stamp -> embedding, from the cache; where that is damaged it is made anew."""
+    try:
+        found = read_npz(store, {"stamps": ("U", "n"), "table": ("f", "nE")}) if store.exists() else None
+    except InputError:
+        found = None
+    return dict(zip(found["stamps"].tolist(), found["table"], strict=True)) if found else {}
 
 
 @functools.lru_cache(maxsize=512)  # about 1 MB each

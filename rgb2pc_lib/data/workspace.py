@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rgb2pc_lib.data.files.guarded import read_toml
 from rgb2pc_lib.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -52,12 +52,9 @@ class Workspace:
         'data/sample/rgb'
         """
         path = Path(path)
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such workspace file; copy data/sample.toml and change its roots") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e:
-            raise InputError(f"{path}: expected a TOML workspace file like data/sample.toml, found: {e}") from None
+        if not path.exists():
+            raise InputError(f"{path}: no such workspace file; copy data/sample.toml and change its roots")
+        raw = read_toml(path, "a TOML workspace file like data/sample.toml")
         roots, experts = raw.pop("roots", {}), raw.pop("experts", {})
         name, tag = raw.pop("name", path.stem), raw.pop("teacher_tag", None)
         if not isinstance(roots, dict) or not isinstance(experts, dict):

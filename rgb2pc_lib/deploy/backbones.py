@@ -31,7 +31,8 @@ class Compact(nn.Module):
             configurations).
         size: S, height and width of the input in pixels; a multiple of 32 (16 for vit_tiny) wastes nothing.
         embed_dim: E, the fused student's.
-        seed: every initial weight comes from this generator, never from the global one.
+        seed: every initial weight comes from this generator, never from the global one. None: there are no weights and
+            no memory for them until a state dict is assigned.
         weights: a folder written by transformers' `save_pretrained`, to start from; its head is left out.
 
     Raises InputError where transformers is missing or the folder holds another network.
@@ -40,20 +41,21 @@ class Compact(nn.Module):
     torch.Size([2, 16])
     """
 
-    def __init__(self, backbone: str, size: int, embed_dim: int, seed: int = 0, weights: str | Path = ""):
+    def __init__(self, backbone: str, size: int, embed_dim: int, seed: int | None = 0, weights: str | Path = ""):
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, not {backbone!r}")
         self.size = size
-        generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator, and are drawn anew
+        where = torch.device("cpu" if seed is not None else "meta")
+        with torch.random.fork_rng(devices=[]), where:  # weights come from the global generator, to be drawn anew
             self.backbone = _build(backbone, size)
             self.squeeze = nn.Conv2d(_channels(self.backbone), _SQUEEZED, 1)
             self.norm = nn.BatchNorm2d(_SQUEEZED)
             self.head = nn.Linear(_SQUEEZED * _side(backbone, size) ** 2, embed_dim)
         self.register_buffer("mean", torch.tensor(_MEAN).mul(255).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).mul(255).view(1, 3, 1, 1), persistent=False)
-        initialise(self, generator)
+        if seed is not None:
+            initialise(self, torch.Generator().manual_seed(seed))
         if weights:
             load_pretrained(self.backbone, Path(weights))
 

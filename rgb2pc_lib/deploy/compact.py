@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
+from rgb2pc_lib.data.files.guarded import read_object
+from rgb2pc_lib.data.files.weights import read_weights
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import BACKBONES, Compact
-from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.learning.runs import ANEW, Run
 from rgb2pc_lib.learning.settings import Settings, option, shared
 
 
@@ -40,7 +42,7 @@ class CompactConfig(Settings):
     backbone_weights: str = option("", "folder written by transformers' save_pretrained to start from; none: at random")
     size: int = option(112, "height and width it sees, pixels", least=32)
     # augmentation
-    photometric: float = option(1.0, "strength of changes of brightness, contrast, colour, blur and noise", least=0)
+    photometric: float = option(1.0, "strength of changes of brightness, contrast, colour, blur and noise", (), 0, 2)
     shift: float = option(0.01, "largest shift of the image, as a fraction of its side", least=0, most=0.1)
     # losses
     tau: float = shared("tau", 0.05)
@@ -83,7 +85,7 @@ class CompactRun(Run):
     @property
     def config(self) -> CompactConfig:
         """The settings it was trained with."""
-        return CompactConfig.from_json(self.file("config.json").read_text(encoding="utf-8"))
+        return CompactConfig.read(self.file("config.json"))
 
     def compact(self) -> Compact:
         """The trained network in evaluation mode: frames `[B, S, S, 3]` (0 to 255, S its `size`) -> `[B, E]`.
@@ -94,15 +96,9 @@ class CompactRun(Run):
         torch.Size([2, 16])
         """
         path = self._finished_file("model.safetensors")
-        try:
-            with safe_open(path, framework="pt") as f:
-                about = json.loads(f.metadata()["compact"])
-                tensors = {k: f.get_tensor(k) for k in f.keys()}
-        except (SafetensorError, KeyError, TypeError) as e:
-            raise InputError(f"{path}: not the weights of a compact student ({e}); train it again") from None
-        network = Compact(about["backbone"], about["size"], about["embed_dim"])
-        network.load_state_dict(tensors)
-        return network.eval()
+        about, tensors = read_weights(path, "compact", {"backbone": str, "size": int, "embed_dim": int}, ANEW)
+        build = partial(Compact, about["backbone"], about["size"], about["embed_dim"], seed=None)
+        return self.filled(build, tensors).eval()
 
     def save_compact(self, network: Compact, backbone: str) -> None:
         """Write what `compact` reads."""
@@ -119,7 +115,5 @@ def open_run(folder: Run | str | Path) -> Run:
     if isinstance(folder, Run):
         return folder
     run = Run.open(folder)
-    try:
-        return CompactRun(run.folder) if "backbone" in json.loads(run.file("config.json").read_text("utf-8")) else run
-    except json.JSONDecodeError as e:
-        raise InputError(f"{run.file('config.json')}: not readable JSON ({e}); copy the folder again") from None
+    settings = read_object(run.file("config.json"), "copy the folder again")
+    return CompactRun(run.folder) if "backbone" in settings else run

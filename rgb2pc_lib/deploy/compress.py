@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rgb2pc_lib.data.files.writing import claim, write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
@@ -31,8 +32,8 @@ from rgb2pc_lib.learning.losses import NearInTime
 from rgb2pc_lib.learning.metrics import agreement, retrieval
 from rgb2pc_lib.learning.objective import embedding_loss
 from rgb2pc_lib.learning.precision import in_bfloat16
-from rgb2pc_lib.learning.prepare import pick_device
-from rgb2pc_lib.learning.runs import Run, claim, write_atomic
+from rgb2pc_lib.learning.prepare import pick_device, refuse_few_negatives
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import Progress, begin, follow
 
 
@@ -101,6 +102,7 @@ def _train(config: CompactConfig, resume: bool) -> Iterator[Progress]:
     data = gather_targets(fused, [PROJECT / root for root in config.more_rgb], config.device)
     pixels = frame_cache(data.files, config.size)
     refuse_leaks(data, pixels)
+    refuse_few_negatives(config, data.keys[~data.held_out])
     network = Compact(config.backbone, config.size, data.embeddings.shape[1], config.seed, config.backbone_weights)
     network = network.to(device, memory_format=torch.channels_last)
     learner = Learner(Compression(config, network, data.keys))

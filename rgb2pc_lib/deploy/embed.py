@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.packs import Layout, choose
 from rgb2pc_lib.data.pairing import OK, Pairing, Samples, pair, refuse_broken
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice
@@ -26,7 +27,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.prepare import pick_device
-from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.learning.runs import Run
 
 
 def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[pd.DataFrame, np.ndarray]:

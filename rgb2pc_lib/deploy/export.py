@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import write_atomic
 
 OPSET = 20
 INSTALL = "pip install 'rgb2pc[deploy]'"

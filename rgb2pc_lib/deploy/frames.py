@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from rgb2pc_lib.data.files.guarded import DAMAGE
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import CACHE, natural_key
 from rgb2pc_lib.encoders.extract import IMAGES, read_image
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import write_atomic
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 
@@ -103,14 +104,24 @@ def frame_cache(files: Sequence[Path], size: int, cache: Path | None = None, pro
     """
     stamps = [f"{path}|{(s := path.stat()).st_size}|{s.st_mtime_ns}" for path in files]
     key = hashlib.sha256("\n".join([str(size), *stamps]).encode()).hexdigest()[:16]
-    store = (cache or CACHE) / "frames" / f"{key}.npy"
-    if not store.exists():
+    store, shape = (cache or CACHE) / "frames" / f"{key}.npy", (len(files), size, size, 3)
+    if (known := _cached(store, shape)) is not None:
+        return known
 
-        def write(partial: Path) -> None:
-            out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), size, size, 3))
-            for i, path in enumerate(tqdm(files, desc=f"frames at {size} px", disable=not progress, unit="frame")):
-                out[i] = resized(read_image(path), size)
-            out.flush()
+    def write(partial: Path) -> None:
+        out = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+        for i, path in enumerate(tqdm(files, desc=f"frames at {size} px", disable=not progress, unit="frame")):
+            out[i] = resized(read_image(path), size)
+        out.flush()
 
-        write_atomic(store, write)
+    write_atomic(store, write)
     return np.load(store, mmap_mode="r")
+
+
+def _cached(store: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """What the cache has, mapped; None where it is not there or is not that: then it is made anew."""
+    try:
+        found = np.load(store, mmap_mode="r", allow_pickle=False)
+    except DAMAGE:
+        return None
+    return found if isinstance(found, np.ndarray) and (found.shape, found.dtype) == (shape, np.uint8) else None

@@ -7,15 +7,16 @@ The folder is a run's folder without what belongs to its maker: no data, no path
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
+from rgb2pc_lib.data.files.guarded import expect, first_line, read_object
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run, write_atomic
+from rgb2pc_lib.learning.runs import Config, Run
 
 _HOME = {"pc_root": "", "vis_roots": {}, "rgb_root": "", "state_root": "", "cloud_root": "", "save_dir": ""}
 _FRONT = """---
@@ -32,6 +33,7 @@ embedder = Embedder.from_run("this/folder")
 embeddings = embedder(images)  # uint8 [B, H, W, 3] -> [B, E]
 ```
 """
+_EXPORT = "export it again with tools/judge_compact.py"
 _COPIED = ("model.safetensors", "summary.json", "ledger.csv", "onnx.json", "model.onnx", "infer.py")
 
 
@@ -93,12 +95,22 @@ def model_card(run: Run) -> str:
     lines += ["## Figures", "", f"{summary['n_held_out']} held-out frames against {against}; one training.", ""]
     lines += _table(pd.Series(summary["held-out"], name="held out").to_frame())
     if run.file("ledger.csv").exists():
-        wide = pd.read_csv(run.file("ledger.csv")).pivot_table(index="measure", columns="hop", sort=False)["value"]
+        wide = _ledger(run.file("ledger.csv"))
         lines += ["", "Hop by hop on the same held-out frames (R2 within task, cm: median error):", "", *_table(wide)]
     if run.file("onnx.json").exists():
-        onnx = json.loads(run.file("onnx.json").read_text(encoding="utf-8"))
+        onnx = read_object(run.file("onnx.json"), _EXPORT)
+        for key in ("relative", "frames"):
+            expect(onnx.get(key), (int, float), run.file("onnx.json"), key, _EXPORT)
         lines += ["", f"ONNX file and network differ by {onnx['relative']:.1e} relative on {onnx['frames']} frames."]
     return "\n".join([*lines, "", "## Limits", "", *(f"- {line}" for line in _limits(run, compact)), ""])
+
+
+def _ledger(path: Path) -> pd.DataFrame:
+    """Measures by hops. Raises InputError for a file that is no ledger."""
+    try:
+        return pd.read_csv(path).pivot_table(index="measure", columns="hop", values="value", sort=False)
+    except (ValueError, KeyError, TypeError, OSError) as e:  # pandas' own are among them
+        raise InputError(f"{path}: no ledger ({first_line(e)}); make it anew with tools/judge_compact.py") from None
 
 
 def _limits(run: Run, compact: bool) -> list[str]:

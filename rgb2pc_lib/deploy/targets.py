@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from rgb2pc_lib.data.files.guarded import read_npz
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import CACHE, natural_key
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.encoders.extract import Frames, list_frames
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.learning.runs import Run
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def more_targets(
     weights = hashlib.sha256(run.file("model.safetensors").read_bytes()).hexdigest()[:16]
     episodes = list_frames(rgb_root)
     stores = {key: (cache or CACHE) / "targets" / weights / f"{_stamp(files)}.npz" for key, files in episodes.items()}
-    missing = [key for key, store in stores.items() if not store.exists()]
+    known = {key: _stored(store) for key, store in stores.items()}
+    missing = [key for key, table in known.items() if table is None]
     missing.sort(key=lambda key: natural_key(key[1]))  # the first episodes of all tasks, then the second ones
     embedder = Embedder.from_run(run, device) if missing else None
     with tqdm(total=sum(len(episodes[k]) for k in missing), unit="frame", disable=not missing or not progress) as bar:
@@ -84,14 +87,19 @@ def more_targets(
             table = np.concatenate([embedder(frames[i : i + step]) for i in range(0, len(frames), step)])
             bar.update(len(frames))
             write_atomic(stores[key], lambda p, table=table: np.savez(p, embeddings=table))
+            known[key] = table
     files = [file for key in episodes for file in episodes[key]]
     steps = [(t, e, file.stem, i) for (t, e), some in episodes.items() for i, file in enumerate(some)]
-    tables = []
-    for store in stores.values():
-        with np.load(store, allow_pickle=False) as z:
-            tables.append(z["embeddings"])
     keys = pd.DataFrame(steps, columns=["task", "episode", "step", "time"])
-    return Targets(keys, files, np.concatenate(tables), np.zeros(len(files), bool))
+    return Targets(keys, files, np.concatenate([known[key] for key in episodes]), np.zeros(len(files), bool))
+
+
+def _stored(store: Path) -> np.ndarray | None:
+    """An episode's embeddings from the cache; None where they are not there, or damaged: then they are made anew."""
+    try:
+        return read_npz(store, {"embeddings": ("f", "nE")})["embeddings"] if store.exists() else None
+    except InputError:
+        return None
 
 
 def _stamp(files: list[Path]) -> str:

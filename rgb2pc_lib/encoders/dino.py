@@ -6,12 +6,12 @@ model.safetensors. Tokens are the patches of the last layer, normalised; class t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from rgb2pc_lib.data.files.guarded import expect, read_object
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder, View, bilinear, package_folder, square
 from rgb2pc_lib.encoders.resize import pillow_bicubic
 from rgb2pc_lib.encoders.vit import normalise
@@ -107,11 +107,11 @@ def _network(folder) -> nn.Module:
 def _config(name, folder) -> dict:
     if not folder.is_dir() or not (folder / "config.json").is_file():
         raise InputError(f"{folder}: expected a folder with {FOLDER} as {SOURCES[name].url} has it, found none")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, config = config.get("model_type"), {k: int(config[k]) for k in ("hidden_size", "patch_size")}
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise InputError(f"{folder / 'config.json'}: not the configuration of a vision transformer ({e})") from None
+    path, again = folder / "config.json", f"download it again from {SOURCES[name].url}"
+    found = read_object(path, again)
+    kind, config = found.get("model_type"), {}
+    for key in ("hidden_size", "patch_size"):
+        config[key] = expect(found.get(key), int, path, key, again)
     if kind not in KINDS[name]:
         raise InputError(f"{folder}: expected {' or '.join(KINDS[name])} for expert '{name}', found '{kind}'")
     return config

@@ -20,6 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from rgb2pc_lib.checks.sources import rgb_file
 from rgb2pc_lib.data.geometry import Placement, same_points
 from rgb2pc_lib.data.sampling import Gatherer, lattice
+from rgb2pc_lib.data.states import rows_of, state_file, state_once
 from rgb2pc_lib.data.step_points import PointReader
 from rgb2pc_lib.data.workspace import portable
 from rgb2pc_lib.encoders.extract import read_image
@@ -114,7 +115,7 @@ class Matcher:
         state = self.state(sample)
         if "labels" not in state:
             return None
-        found = state["labels"][state["steps"].tolist().index(self.keys["step"][sample])]
+        found = state["labels"][self.state_row(sample)]
         if len(found) != len(self.reader.uv(sample)):
             raise InputError(
                 f"{self.reader.file(sample).path}: {len(self.reader.uv(sample))} points, but the state has labels of "
@@ -127,8 +128,16 @@ class Matcher:
         return [str(n) for n in self.state(int(self.held_out[0])).get("label_names", [])]
 
     def state(self, sample: int) -> dict:
+        path = self._state_file(sample)
+        return state_once(path) if path else {}
+
+    def state_row(self, sample: int) -> int:
+        """Where a step stands in its episode's state."""
+        return int(rows_of(self.state(sample), [self.keys["step"][sample]], self._state_file(sample))[0])
+
+    def _state_file(self, sample: int) -> Path | None:
         root, (task, episode) = self.run.config.workspace.state, self.keys.loc[sample, ["task", "episode"]]
-        return _read_state(root / task / f"{episode}.npz") if root else {}
+        return state_file(root, task, episode) if root else None
 
     def _tokens(self, expert: str, sample: int) -> np.ndarray:
         task, episode, step = self.keys.loc[sample, ["task", "episode", "step"]]
@@ -167,15 +176,6 @@ class Matcher:
 @functools.lru_cache(maxsize=4)
 def _opened(run: Run, _stamp: int) -> Matcher:
     return Matcher(run)
-
-
-@functools.lru_cache(maxsize=1024)
-def _read_state(path) -> dict:
-    try:
-        with np.load(path, allow_pickle=False) as state:
-            return dict(state)
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path}: expected the state of an episode, found: {e!r}") from None
 
 
 # -- labels from a few clicks
@@ -304,7 +304,7 @@ def carried(matcher: Matcher, a: Step, b: Step, near: float = 0.08, within: floa
     Meta-World's gripper moves without turning: what is near the fingertips moves as they do.
     """
     state, robot = matcher.state(a.sample), matcher.label_names.index("robot")
-    here, there = (state["tcp"][state["steps"].tolist().index(matcher.keys["step"][s.sample])] for s in (a, b))
+    here, there = (state["tcp"][matcher.state_row(s.sample)] for s in (a, b))
     i = np.flatnonzero((a.labels == robot) & (np.linalg.norm(a.xyz - here, axis=1) < near))
     j = np.flatnonzero((b.labels == robot) & (np.linalg.norm(b.xyz - there, axis=1) < near))
     if not len(i) or not len(j):

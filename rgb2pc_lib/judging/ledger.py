@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.embed import Embedder
@@ -22,7 +23,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import Questions, judge_features, judge_run
 from rgb2pc_lib.judging.rivals import pooled_features
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.learning.runs import Run
 
 TEACHER, FUSED = "teacher", "fused student"
 COSTS = ("parameters, M", "CPU ms a frame", "memory, MB")

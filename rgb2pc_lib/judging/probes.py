@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
 
 LOWER_IS_BETTER = ("median rank", "tcp cm", "object cm")
 PROBES = ("tcp", "left tcp", "right tcp", "object", "tcp-object", "distance", "opening", "progress")
@@ -33,9 +33,7 @@ def load_targets(root: Path, keys: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def load_proprioception(root: Path, keys: pd.DataFrame) -> np.ndarray | None:
     """What the robot knows of itself, `[n, 4]`: tcp (m, in its own frame) and opening (m); None where not recorded."""
-    found = _common(
-        root, keys, lambda state, rows: {k: state[k][rows].reshape(len(rows), -1) for k in _OWN if k in state}
-    )
+    found = _common(root, keys, _own)
     return np.concatenate([found[k] for k in _OWN], 1) if found.keys() == set(_OWN) else None
 
 
@@ -44,32 +42,32 @@ _OWN = ("tcp", "opening")
 
 def load_looks(root: Path, keys: pd.DataFrame) -> np.ndarray | None:
     """Whether each sample's episode has a randomised look, `[n]` bool; None where the states do not say."""
-    found = _common(
-        root, keys, lambda state, rows: {k: np.full(len(rows), bool(state[k])) for k in ("randomised",) if k in state}
-    )
-    return found.get("randomised")
+    return _common(root, keys, _look).get("randomised")
 
 
 def _common(root: Path, keys: pd.DataFrame, read) -> dict[str, np.ndarray]:
-    """`read(state, rows)` of every episode, put together in the order of the keys; only what all episodes have."""
+    """`read(state, rows, file)` of every episode, in the order of the keys; only what all episodes have."""
     parts: list[tuple[np.ndarray, dict]] = []
     for (task, episode), group in keys.groupby(["task", "episode"], sort=False):
-        path = root / task / f"{episode}.npz"
-        try:
-            with np.load(path, allow_pickle=False) as z:
-                state = dict(z)
-            row_of = {s: i for i, s in enumerate(state["steps"].tolist())}
-            values = read(state, np.array([row_of[s] for s in group["step"]]))
-        except (OSError, KeyError, ValueError) as e:
-            raise InputError(f"{path}: expected the state of {len(group)} steps, found: {e!r}") from None
+        path = state_file(root, task, episode)
+        state = read_state(path)
+        values = read(state, rows_of(state, group["step"].tolist(), path), path)
         parts.append((group.index.to_numpy(), values))
     order = np.argsort(np.concatenate([index for index, _ in parts]))
     common = [k for k in parts[0][1] if all(k in values for _, values in parts)]
     return {k: np.concatenate([values[k] for _, values in parts])[order] for k in common}
 
 
-def _targets(state, rows) -> dict[str, np.ndarray]:
-    values = _positions(state, rows)
+def _own(state, rows, path) -> dict[str, np.ndarray]:
+    return {k: state[k][rows].reshape(len(rows), -1) for k in _OWN if k in state}
+
+
+def _look(state, rows, path) -> dict[str, np.ndarray]:
+    return {k: np.full(len(rows), bool(state[k])) for k in ("randomised",) if k in state}
+
+
+def _targets(state, rows, path) -> dict[str, np.ndarray]:
+    values = _positions(state, rows, path)
     if {"tcp", "object"} <= values.keys():
         values["tcp-object"] = values["object"] - values["tcp"]
         values["distance"] = np.linalg.norm(values["tcp-object"], axis=1, keepdims=True)
@@ -77,16 +75,13 @@ def _targets(state, rows) -> dict[str, np.ndarray]:
     return {k: values[k] for k in PROBES if k in values}
 
 
-def _positions(state, rows):  # in the frame of the clouds; those in a camera whose pose is unknown cannot be told
-    pose = np.eye(4)
-    if str(state["frame"]) == "camera":
-        if "world_to_camera" not in state:
-            return {}
-        pose = state["world_to_camera"]
-        pose = pose[rows] if pose.ndim == 3 else pose  # of a camera that moves there is one a step
+def _positions(state, rows, path):  # in the frame of the clouds; those in a camera whose pose is unknown cannot be told
+    pose = poses(state, rows, path)
+    if pose is None:
+        return {}
     names = {"tcp": "tcp", "left_tcp": "left tcp", "right_tcp": "right tcp", "object": "object"}
-    turned = {k: (pose[..., :3, :3] @ state[k][rows][..., None])[..., 0] for k in names if k in state}
-    return {names[k]: x + pose[..., :3, 3] for k, x in turned.items()}
+    turned = {k: (pose[:, :3, :3] @ state[k][rows][..., None])[..., 0] for k in names if k in state}
+    return {names[k]: x + pose[:, :3, 3] for k, x in turned.items()}
 
 
 def probe(features: np.ndarray, targets: dict, keys: pd.DataFrame, held_out: np.ndarray) -> dict[str, float]:
@@ -143,11 +138,20 @@ def _ridge(x, y, groups, columns, x_new) -> np.ndarray:
     """Ridge with one strength per target (a target may span several columns), by 4-fold group cross-validation."""
     errors = np.zeros((len(_ALPHAS), y.shape[1]))
     for a, b in GroupKFold(min(4, len(set(groups)))).split(x, groups=groups):
-        for i, alpha in enumerate(_ALPHAS):
-            errors[i] += ((Ridge(alpha).fit(x[a], y[a]).predict(x[b]).reshape(len(b), -1) - y[b]) ** 2).sum(0)
+        errors += ((_predicted(x[a], y[a], x[b]) - y[b]) ** 2).sum(1)
     total = np.stack([errors[:, columns == c].sum(1) for c in range(columns.max() + 1)], 1)  # [alphas, targets]
     best = total.argmin(0)[columns]
-    out = np.empty((len(x_new), y.shape[1]))
-    for i in np.unique(best):
-        out[:, best == i] = Ridge(_ALPHAS[i]).fit(x, y[:, best == i]).predict(x_new).reshape(len(x_new), -1)
-    return out
+    return _predicted(x, y, x_new)[best, :, np.arange(y.shape[1])].T
+
+
+def _predicted(x, y, x_new) -> np.ndarray:
+    """Ridge regression with an intercept at every strength `[alphas, n, columns]`, from one decomposition."""
+    middle, level = x.mean(0), y.mean(0)
+    x, y, x_new = x - middle, y - level, x_new - middle
+    if x.shape[1] <= len(x):
+        values, basis = np.linalg.eigh(x.T @ x)
+        left, right = x_new @ basis, basis.T @ (x.T @ y)
+    else:  # fewer samples than features: in the space of the samples
+        values, basis = np.linalg.eigh(x @ x.T)
+        left, right = x_new @ x.T @ basis, basis.T @ y
+    return np.stack([left @ (right / (values.clip(0) + alpha)[:, None]) for alpha in _ALPHAS]) + level

@@ -19,6 +19,7 @@ from rgb2pc_lib.data.geometry import same_points
 from rgb2pc_lib.data.pairing import Samples
 from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan, Planner
 from rgb2pc_lib.data.step_points import PointReader
+from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.losses import info_nce, load_balance
 from rgb2pc_lib.learning.objective import Distillation
 from rgb2pc_lib.learning.places import point_to_patch
@@ -65,6 +66,11 @@ class PointPlanner:
         if self.alone and config.sample_unit == "window":
             self.windows = {w[0]: w for w in anchors(reader.samples, planner.index, config.window)}
             planner.index = np.array(list(self.windows))
+            if config.batch_size > len(planner.index):
+                raise InputError(
+                    f"--batch_size {config.batch_size} is larger than the {len(planner.index)} windows of training "
+                    "samples; lower it, or --window"
+                )
         keys = reader.samples.keys()
         self.episode = keys.groupby(["task", "episode"]).ngroup().to_numpy()
         self.index = planner.index

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, lattice, ordered_plans
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.metrics import agreement, retrieval
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.prepare import Prepared
-from rgb2pc_lib.learning.runs import Run, write_atomic
+from rgb2pc_lib.learning.runs import Run
 
 _CURVE_SAMPLES = 512  # validation samples behind the curve; the final figures use all held-out ones
 _CURVE_IMAGES = 48  # of those, where places are searched for points

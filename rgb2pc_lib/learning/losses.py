@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,6 +44,19 @@ class NearInTime:
     def __getitem__(self, rows: slice) -> Tensor:  # [rows, B]
         near = (self.time[rows, None] - self.time).abs() <= self.within
         return near & (self.episode[rows, None] == self.episode) & (self.within > 0)
+
+
+def negatives(episode: np.ndarray, time: np.ndarray, within: int, batch: int) -> float:
+    """How many negatives a sample meets in a batch, on average over samples `[n]`, without those near in time.
+
+    >>> negatives(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), within=1, batch=4)
+    2.0
+    """
+    near = 0
+    for e in np.unique(episode) if within else ():
+        t = np.sort(time[episode == e])
+        near += int((np.searchsorted(t, t + within, "right") - np.searchsorted(t, t - within)).sum()) - len(t)
+    return float((batch - 1) * (1 - near / max(len(time) * (len(time) - 1), 1)))
 
 
 def info_nce(student: Tensor, teacher: Tensor, tau: Tensor | float, ignore: Pairs | None = None) -> Tensor:

@@ -53,7 +53,8 @@ class Student(nn.Module):
         moe_hidden: width of the gate network.
         top_k: with "moe", how many experts a place may use (0: all).
         gate_noise: with "moe", standard deviation of noise on the gate logits while training.
-        seed: every initial weight comes from this generator, never from the global one.
+        seed: every initial weight comes from this generator, never from the global one. None: there are no weights and
+            no memory for them until a state dict is assigned.
         pooling: how the places of a step become one vector: their "mean", means over 2 x 2 or 4 x 4 blocks of the image
             ("blocks2", "blocks4") or over what learned queries attend to ("attention"); several are joined by a layer.
 
@@ -68,7 +69,7 @@ class Student(nn.Module):
 
     def __init__(
         self, channels: dict[str, int], embed_dim: int, fusion: str = "weighted", width: int = 256,
-        moe_hidden: int = 128, top_k: int = 0, gate_noise: float = 0.0, seed: int = 0, pooling: str = "mean",
+        moe_hidden: int = 128, top_k: int = 0, gate_noise: float = 0.0, seed: int | None = 0, pooling: str = "mean",
     ):  # fmt: skip
         super().__init__()
         for name, value, known in (("fusion", fusion, FUSIONS), ("pooling", pooling, POOLINGS)):
@@ -92,10 +93,12 @@ class Student(nn.Module):
                 self.join = nn.Linear(regions * width, width)
             if pooling == "attention":
                 self.queries = nn.Linear(width, _QUERIES, bias=False)
-        self.to_empty(device="cpu")
+        if seed is not None:
+            self.to_empty(device="cpu")
         if fusion == "uniform":
             self.register_buffer("logits", torch.zeros(len(channels)), persistent=False)
-        initialise(self, torch.Generator().manual_seed(seed))
+        if seed is not None:
+            initialise(self, torch.Generator().manual_seed(seed))
 
     def forward(
         self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, noise: Tensor | None = None

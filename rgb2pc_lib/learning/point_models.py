@@ -61,12 +61,13 @@ class PlaceStudent(Student):
         *,
         head: PointHead,
         knows_place: bool,
-        seed: int = 0,
+        seed: int | None = 0,
         **other: Any,
     ):
         super().__init__(channels, embed_dim, seed=seed, **other)
         self.head, self.knows_place = head, knows_place
-        initialise(self.head, torch.Generator().manual_seed(seed))
+        if seed is not None:
+            initialise(self.head, torch.Generator().manual_seed(seed))
 
     def forward(
         self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, noise: Tensor | None = None

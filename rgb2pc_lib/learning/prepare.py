@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,10 +15,12 @@ from rgb2pc_lib.data.sampling import Batch, Gatherer, Planner
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import alignment, objective, ranks
 from rgb2pc_lib.learning.learner import Learner
+from rgb2pc_lib.learning.losses import negatives
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.objective import Distillation, Plans
 from rgb2pc_lib.learning.point_models import PlaceStudent
 from rgb2pc_lib.learning.runs import Config, build_student
+from rgb2pc_lib.learning.settings import Settings
 
 _DROPPING = 0.7  # share of the steps in which experts are dropped; the rest trains them together, as they will be used
 
@@ -80,6 +83,8 @@ def prepare(config: Config, device: torch.device) -> Prepared:
     Raises InputError for anything that is wrong with the input.
     """
     data = Data.open(config)
+    if config.route == "distill":
+        refuse_few_negatives(config, data.samples.keys().loc[data.training])
     samples = data.shuffled(config.seed) if config.shuffle_pairs else data.samples
     planner = Planner(
         samples, data.training, config.batch_size, config.student_tokens, config.seed, config.expert_drop,
@@ -97,14 +102,29 @@ def prepare(config: Config, device: torch.device) -> Prepared:
     return Prepared(config, data, plans, gatherer, Learner(aim), mean)
 
 
+def refuse_few_negatives(config: Settings, keys: pd.DataFrame) -> None:
+    """Raises InputError where a training sample, of those in `keys`, would meet less than one negative in a batch."""
+    episode, time = keys.groupby(["task", "episode"]).ngroup().to_numpy(), keys["time"].to_numpy()
+    found = negatives(episode, time, config.exclude_near, config.batch_size)
+    if found < 1:
+        raise InputError(
+            f"--exclude_near {config.exclude_near}: leaves {found:.2g} negatives for a sample in a batch of "
+            f"{config.batch_size}; lower it, or train on more episodes"
+        )
+
+
 def pick_device(name: str) -> torch.device:
     """The torch device of a setting; "auto" takes a GPU where there is one."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError:
-        raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {name}: this torch sees no GPU; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this torch sees {torch.cuda.device_count()} GPU(s), counted from 0")
     if device.type == "cuda" and ranks.world() > 1:
         if device.index is not None:
             raise InputError(f"--device {name}: of several processes each has its own GPU; write cuda or leave it out")

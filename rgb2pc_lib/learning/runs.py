@@ -12,15 +12,8 @@ tensorboard/       the same curves for TensorBoard
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import pickle
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,23 +21,37 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from rgb2pc_lib.data.packs import COPIES
+from rgb2pc_lib.data.files.guarded import (
+    check_archive,
+    expect,
+    read_lines,
+    read_npz,
+    read_object,
+)
+from rgb2pc_lib.data.files.weights import Network, fill, read_weights
+from rgb2pc_lib.data.files.writing import write_atomic
+from rgb2pc_lib.data.packs import COPIES, load_torch
 from rgb2pc_lib.data.pairing import FALLBACKS, UNITS
 from rgb2pc_lib.data.step_points import KINDS
 from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.models import FUSIONS, POOLINGS, Student
 from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
-from rgb2pc_lib.learning.settings import Settings, option, shared
+from rgb2pc_lib.learning.settings import SEEDS, Settings, option, shared
 
 ROUTES = ("distill", "geometric")
 ANCHORS = ("first", "middle", "last", "random")
 
-if sys.platform != "win32":  # there only the threads of one process know of each other
-    import fcntl
+ANEW = "restore it from a copy, or make it anew with --resume"
+OVER = "delete it, and with --resume the training starts over"
+_CURVE = "delete it; only the curve of what was trained so far is lost"
+_EMBEDDINGS = {
+    "student": ("f", "nE"), "teacher": ("f", "nT"), "task": ("U", "n"), "episode": ("U", "n"), "step": ("U", "n"),
+    "time": ("iuf", "n"), "held_out": ("b", "n"), "validation?": ("b", "n"), "gates?": ("f", "nM"),
+    "experts?": ("U", "M"), "fused?": ("f", "nF"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,9 @@ class Config(Settings):
     validation: float = option(
         0.125, "share for validation: curves and choices, never trained on", least=0, most=0.5, absent=0.0
     )
-    split_seed: int = option(0, "seed of the split, kept apart so that runs of all seeds are judged alike", least=0)
+    split_seed: int = option(
+        0, "seed of the split, kept apart so that runs of all seeds are judged alike", (), 0, SEEDS
+    )
     # sampling
     batch_size: int = shared("batch_size", 64)
     student_tokens: int = option(64, "positions per sample, shared by all experts; at the grid's size: all", least=1)
@@ -130,14 +139,25 @@ class Config(Settings):
     log_every: int = shared("log_every", 10)
     eval_every: int = shared("eval_every", 100)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def refuse(self) -> None:
+        super().refuse()
+        if not 0 < self.held_out < 1:
+            raise InputError(f"--held_out {self.held_out:g}: that leaves nothing on one side; 0.25 is usual")
+        if self.fuse_dim < 3:
+            raise InputError(f"--fuse_dim {self.fuse_dim}: normalising so few values leaves nothing of them; take more")
+        if self.fusion == "moe" and self.moe_top_k == 1:
+            raise InputError(
+                "--moe_top_k 1: the one expert of a place has the weight 1 whatever the gate says, so the gate never "
+                "learns; use 0 (all experts), 2 or more"
+            )
         if self.aligns and not self.strict_pairing:
             raise InputError("--no_strict_pairing: points and places of the same step are aligned; leave it out")
         if self.loss_geometric and self.route == "distill" and self.sample_unit == "window":
             raise InputError("--loss_geometric: points belong to one step; use --sample_unit step")
         if self.loss_consistency and self.route == "distill":
             raise InputError("--loss_consistency: expected --route geometric, which can draw two steps of an episode")
+        if self.loss_consistency and self.student_tokens < 2:
+            raise InputError("--student_tokens 1: half of them are pairs for --loss_consistency; use 2 or more")
 
     @property
     def aligns(self) -> bool:
@@ -157,9 +177,8 @@ class Config(Settings):
     @property
     def workspace(self) -> Workspace:
         """The data that the settings name."""
-        teacher, rgb, state, clouds = (
-            PROJECT / root if root else None for root in (self.pc_root, self.rgb_root, self.state_root, self.cloud_root)
-        )
+        named = (self.pc_root, self.rgb_root, self.state_root, self.cloud_root)
+        teacher, rgb, state, clouds = (PROJECT / root if root else None for root in named)
         return Workspace(
             teacher=teacher,
             rgb=rgb,
@@ -238,7 +257,13 @@ class RunFolder:
     @property
     def summary(self) -> dict[str, Any]:
         """Final figures: n_train, n_held_out, "held-out" (measure -> value), gates (expert -> mean), data_hash."""
-        found: dict[str, Any] = json.loads(self._finished_file("summary.json").read_text(encoding="utf-8"))
+        path = self._finished_file("summary.json")
+        found = read_object(path, ANEW)
+        for key, kind in {"n_train": int, "n_held_out": int, "held-out": dict}.items():
+            expect(found.get(key), kind, path, key, ANEW)
+        for table in ("held-out", "gates"):
+            for name, value in expect(found.get(table, {}), dict, path, table, ANEW).items():
+                expect(value, (int, float), path, f"{table}: {name}", ANEW)
         return found
 
     def metrics(self) -> pd.DataFrame:
@@ -248,6 +273,16 @@ class RunFolder:
         [1, 10, 20]
         """
         return pd.DataFrame(read_metrics(self.file("metrics.jsonl")))
+
+    def filled(self, build: Callable[[], Network], tensors: dict[str, torch.Tensor]) -> Network:
+        """A network, built without weights, with those of this run. Raises InputError where they do not fit."""
+        missing = type(self.config).missing(self.file("config.json"))
+        told = ", ".join(f"{k} = {v!r}" for k, v in missing.items())
+        told = told and f"config.json does not say all settings; those it leaves out are taken to be {told}"
+        network = fill(build, tensors, self.file("model.safetensors"), "config.json describes", told, ANEW)
+        if told:
+            tell(f"{self.folder}: {told}")
+        return network
 
     def embeddings(self, judged: str = "held_out") -> dict[str, np.ndarray]:
         """Student `[n, E]`, teacher `[n, E]`, mean gates `[n, M]`, and per sample task, episode, step, time, held_out.
@@ -271,18 +306,18 @@ class RunFolder:
 
     def embeddings_of_all(self) -> dict[str, np.ndarray]:
         """As `embeddings`, of all samples; "held_out" and "validation" mark theirs."""
-        with np.load(self._finished_file("embeddings.npz"), allow_pickle=False) as z:
-            found = dict(z)
+        found = read_npz(self._finished_file("embeddings.npz"), _EMBEDDINGS, ANEW)
         return {"validation": np.zeros_like(found["held_out"])} | found
 
     def state(self) -> dict[str, Any]:
-        """The resume state. Raises InputError when it is unreadable."""
+        """The resume state. Raises InputError when it is damaged or of another training."""
         path = self.file("state.pt")
-        try:
-            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return found
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
-            raise InputError(f"{path}: not a readable checkpoint ({e}); delete this run and train again") from None
+        check_archive(path, OVER)
+        state = load_torch(path, OVER)
+        if not isinstance(state, dict) or not {"step", "student", "optimiser", "log_tau"} <= state.keys():
+            raise InputError(f"{path}: not the checkpoint of a training; {OVER}")
+        expect(state["step"], int, path, "step", OVER)
+        return state
 
     def _finished_file(self, name: str) -> Path:
         if not self.file(name).exists():
@@ -304,25 +339,23 @@ class Run(RunFolder):
     @property
     def config(self) -> Config:
         """The settings it was trained with."""
-        return Config.from_json(self.file("config.json").read_text(encoding="utf-8"))
+        return Config.read(self.file("config.json"))
 
     def student(self) -> tuple[Student, torch.Tensor]:
         """The trained student in evaluation mode, and the teacher's mean `[E]` over the training samples.
+
+        Raises InputError for weights that are damaged, or that config.json does not describe.
 
         >>> student, mean = run.student()
         >>> student.experts, mean.shape
         (['dinov3', 'vggt'], torch.Size([16]))
         """
         path, config = self._finished_file("model.safetensors"), self.config
-        try:
-            with safe_open(path, framework="pt") as f:
-                about = json.loads(f.metadata()["student"])
-                tensors = {k: f.get_tensor(k) for k in f.keys()}
-        except (SafetensorError, KeyError, TypeError) as e:
-            raise InputError(f"{path}: not the weights of a run ({e}); train it again") from None
-        mean = tensors.pop("teacher_mean")
-        student = build_student(config, about["channels"], about["embed_dim"])
-        student.load_state_dict(tensors)
+        about, tensors = read_weights(path, "student", {"channels": dict, "embed_dim": int}, ANEW)
+        mean = tensors.pop("teacher_mean", None)
+        if mean is None or mean.shape != (about["embed_dim"],):
+            raise InputError(f"{path}: expected 'teacher_mean' [{about['embed_dim']}]; {ANEW}")
+        student = self.filled(lambda: build_student(config, about["channels"], len(mean), blank=True), tensors)
         return student.eval(), mean
 
     def save_student(self, student: Student, channels: dict[str, int], teacher_mean: torch.Tensor) -> None:
@@ -335,68 +368,27 @@ class Run(RunFolder):
         )
 
 
-def build_student(config: Config, channels: dict[str, int], embed_dim: int) -> Student:
-    """The student that a config describes."""
+def build_student(config: Config, channels: dict[str, int], embed_dim: int, blank: bool = False) -> Student:
+    """The student that a config describes; a `blank` one takes no memory and waits for its weights."""
     settings: dict[str, Any] = dict(
         fusion=config.fusion, width=config.fuse_dim, moe_hidden=config.moe_hidden, top_k=config.moe_top_k,
-        gate_noise=config.gate_noise, seed=config.seed, pooling=config.pooling,
+        gate_noise=config.gate_noise, seed=None if blank else config.seed, pooling=config.pooling,
     )  # fmt: skip
     if not config.aligns:
         return Student(channels, embed_dim, **settings)
     inputs = 3 if config.point_target == "xyz" else embed_dim
-    head = PointHead(config.point_target, inputs, embed_dim, config.fuse_dim)
+    with torch.device("meta" if blank else "cpu"):
+        head = PointHead(config.point_target, inputs, embed_dim, config.fuse_dim)
     return PlaceStudent(channels, embed_dim, head=head, knows_place=config.route == "distill", **settings)
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Lines of a metrics file up to the first that is not whole."""
-    rows: list[dict[str, float]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file; a last one that is not whole is left out. Raises InputError for other damage."""
+    if not path.exists():
+        return []
+    rows = read_lines(path, _CURVE)
+    for number, row in enumerate(rows, 1):
+        expect(row.get("step"), int, path, f"line {number}: step", _CURVE)
+        for name, value in row.items():
+            expect(value, (int, float), path, f"line {number}: {name}", _CURVE)
     return rows
-
-
-_lock = threading.Lock()
-_claimed: set[Path] = set()
-
-
-@contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """A run's folder has one writer at a time, over all threads and processes of this machine.
-
-    Raises InputError while another one writes.
-    """
-    taken = f"{folder}: is being trained by another panel, notebook or tool; wait for that one or stop it"
-    with _lock:
-        if folder in _claimed:
-            raise InputError(taken)
-        _claimed.add(folder)
-    try:
-        name = f"rgb2pc-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
-        with open(Path(tempfile.gettempdir()) / name, "w") as file:
-            try:
-                if sys.platform != "win32":
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends, however it does
-            except BlockingIOError:
-                raise InputError(taken) from None
-            yield
-    finally:
-        with _lock:
-            _claimed.discard(folder)
-
-
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """`write(temporary path)`, flushed to disk, then renamed: the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
-    try:
-        write(partial)
-        with open(partial, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -17,13 +17,15 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from rgb2pc_lib.data import system
+from rgb2pc_lib.data.files.guarded import first_line
+from rgb2pc_lib.data.files.writing import claim, write_atomic
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.finish import curve, finish
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device, prepare
-from rgb2pc_lib.learning.runs import Config, Run, RunFolder, claim, read_metrics, write_atomic
+from rgb2pc_lib.learning.runs import OVER, Config, Run, RunFolder, read_metrics
 from rgb2pc_lib.learning.settings import Settings
 
 
@@ -98,6 +100,8 @@ def begin(run: RunFolder, config: Settings, resume: bool) -> dict[str, Any] | No
         torch.set_num_threads(config.num_threads)
     if ranks.rank() != 0:
         return None
+    if run.folder.exists() and not run.folder.is_dir():
+        raise InputError(f"{run.folder}: is a file; choose another --save_dir")
     if resume:
         return _resume_state(run, config)
     if run.file("config.json").exists():
@@ -120,8 +124,7 @@ def follow(
     """
     config, writes, first = learner.config, ranks.rank() == 0, 0
     if state := ranks.from_first(state):
-        learner.load(state)
-        first = state["step"]
+        first = _load(run, learner, state)
     if writes:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(run.file("config.json"), lambda p: p.write_text(config.to_json(), encoding="utf-8"))
@@ -159,6 +162,19 @@ def _resume_state(run: RunFolder, config: Settings) -> dict[str, Any] | None:
         listed = ", ".join(f"{k} was {was!r}, now {now!r}" for k, (was, now) in changed.items())
         raise InputError(f"{run.folder}: cannot resume with other settings ({listed})")
     return run.state() if run.file("state.pt").exists() else None
+
+
+def _load(run: RunFolder, learner: Learner[Any], state: dict[str, Any]) -> int:
+    """Put the learner where a checkpoint stands: the step. Raises InputError where it is another training's."""
+    try:
+        learner.load(state)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as e:
+        said = first_line(str(e).partition("\n")[2] or e)
+        raise InputError(f"{run.file('state.pt')}: the checkpoint of another training ({said}); {OVER}") from None
+    step: int = state["step"]
+    if not 0 <= step <= learner.config.steps:
+        raise InputError(f"{run.file('state.pt')}: stands at step {step} of {learner.config.steps}; {OVER}")
+    return step
 
 
 def _save_state(run: RunFolder, learner: Learner[Any], done: int) -> None:

@@ -19,7 +19,8 @@ from torch.utils.serialization import config as serialization
 from tqdm import tqdm
 
 from rgb2pc_lib.data import system
-from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, first_line, list_packs, load_torch, locate, open_zarr
+from rgb2pc_lib.data.files.guarded import first_line
+from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, list_packs, load_torch, locate, open_zarr
 from rgb2pc_lib.data.workspace import natural_key
 from rgb2pc_lib.errors import InputError
 

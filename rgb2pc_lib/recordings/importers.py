@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
+from rgb2pc_lib.data.files.guarded import read_npz
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.ranks import rank, shard
 
@@ -86,11 +87,7 @@ def _is_there(out, recording, about):
     path = out / "state" / recording.task / f"{recording.episode}.npz"
     if not path.exists():
         return False
-    try:
-        with np.load(path, allow_pickle=False) as state:
-            found = str(state["about"])
-    except (OSError, KeyError, ValueError) as e:
-        raise InputError(f"{path}: expected the state of an imported episode, found: {e}; delete the file") from None
+    found = str(read_npz(path, {"about": ("U", "")}, "delete it, and the episode is imported again")["about"])
     if found != about:
         raise InputError(f"{path}: imported otherwise, {found} instead of {about}; delete it or choose another --out")
     return True

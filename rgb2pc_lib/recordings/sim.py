@@ -24,6 +24,8 @@ import numpy as np
 from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, back_project, read_ply, transform, write_ply
+from rgb2pc_lib.data.files.guarded import check_npz
+from rgb2pc_lib.data.states import read_state
 from rgb2pc_lib.errors import InputError
 
 GL_HELP = (
@@ -129,9 +131,19 @@ class RecordConfig:
     def __post_init__(self):
         if self.frame not in ("camera", "world"):
             raise InputError(f"frame: expected camera or world, found {self.frame!r}")
-        for name, least in (("size", 16), ("steps", 2), ("points", 1), ("max_length", 2)):
-            if getattr(self, name) < least:
+        for name, least in (
+            ("size", 16), ("steps", 2), ("points", 1), ("max_length", 2), ("cell", 0), ("after_success", 0)
+        ):  # fmt: skip
+            if not getattr(self, name) >= least:
                 raise InputError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        if not 0 <= self.above_table <= 1:
+            raise InputError(f"above_table: expected a share, 0 to 1, found {self.above_table}")
+        if self.steps > self.max_length:
+            raise InputError(f"steps: an episode has at most max_length = {self.max_length}, found {self.steps}")
+        if not (np.array(self.workspace[0]) < np.array(self.workspace[1])).all():
+            raise InputError(f"workspace: expected its lowest corner and its highest, found {self.workspace}")
+        if not (self.view.distance > 0 and 0 < self.view.fovy < 180):
+            raise InputError(f"view: expected a distance above 0 m and 0 to 180 degrees, found {self.view}")
 
 
 STANDARD = RecordConfig()  # of the bundled sample
@@ -528,22 +540,24 @@ def record_task(
 def _check_finished(root: Path, task: str, name: str, looks: Randomise, config: RecordConfig) -> int:
     """The seed of a finished episode, which must have been recorded with the same settings."""
     path = root / "state" / task / f"{name}.npz"
-    with np.load(path, allow_pickle=False) as state:
-        found = {
-            "randomised": bool(state["randomised"]),
-            "frame": str(state["frame"]),
-            "size": round(2 * float(state["K"][0, 2])),
-            "steps": len(state["steps"]),
-            "points": len(read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")),
-        }
-        asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
-        asked["randomised"] = bool(looks)
-        asked["steps"] = min(config.steps, int(state["time"][-1]) + 1)  # a short roll-out has no more
-        differing = [key for key in asked if asked[key] != found[key]]
-        if differing:
-            raise InputError(
-                f"{path}: expected an episode with {', '.join(f'{key} = {asked[key]}' for key in differing)}, "
-                f"found {', '.join(str(found[key]) for key in differing)}; "
-                "record into another folder, or ask for the settings of the first recording"
-            )
-        return int(state["seed"])
+    state = read_state(path)
+    wanted = {"randomised": ("b", ""), "frame": ("U", ""), "K": ("f", "33"), "seed": ("iu", ""), "time": ("iuf", "S")}
+    check_npz(path, state, wanted, "delete it, and the episode is recorded again")
+    found = {
+        "randomised": bool(state["randomised"]),
+        "frame": str(state["frame"]),
+        "size": round(2 * float(state["K"][0, 2])),
+        "steps": len(state["steps"]),
+        "points": len(read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")),
+    }
+    asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
+    asked["randomised"] = bool(looks)
+    asked["steps"] = min(config.steps, int(state["time"][-1]) + 1)  # a short roll-out has no more
+    differing = [key for key in asked if asked[key] != found[key]]
+    if differing:
+        raise InputError(
+            f"{path}: expected an episode with {', '.join(f'{key} = {asked[key]}' for key in differing)}, "
+            f"found {', '.join(str(found[key]) for key in differing)}; "
+            "record into another folder, or ask for the settings of the first recording"
+        )
+    return int(state["seed"])

@@ -16,7 +16,7 @@ from PIL import Image
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.judging.probes import PROBES
 from rgb2pc_lib.judging.rivals import CONCATENATED
-from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, gap_closed, mean_table
+from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, gap_closed, mean_table, rivals_of
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the teacher is black, the control grey.
 _MODELS = {TEACHER: "#000000", "moe": "#d55e00", "weighted": "#0072b2", CONCATENATED: "#8a6d3b", SHUFFLED: "#999999"}
@@ -87,6 +87,10 @@ def judgement_figure(long: pd.DataFrame) -> Figure:
         label = f"{model}, pooled" if model in experts else model
         style = {"s": 70, "marker": "o"} if big else {"s": 32, "marker": "D"}
         probes.scatter(x, table.loc[model, measures].clip(floor), color=colour(model, experts), label=label, **style)
+    rivals = [rivals_of(table, m) for m in measures]
+    for i, best in enumerate(r.max() for r in rivals if len(r)):
+        said = "best rival of equal width" if i == 0 else None
+        probes.plot([i - 0.45, i + 0.45], [max(best, floor)] * 2, color="0.25", lw=1.5, ls="--", zorder=1, label=said)
     probes.axhline(0, color="0.8", lw=1, zorder=0)
     for edge in np.arange(len(measures) - 1) + 0.5:
         probes.axvline(edge, color="0.92", lw=1, zorder=0)

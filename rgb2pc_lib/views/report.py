@@ -79,10 +79,10 @@ class Report:
         return max(self.configs, key=lambda c: len(c.vis_roots))
 
     def data_card(self) -> pd.DataFrame:
-        """What was trained and judged on, one row a task: episodes and steps, of both sides."""
-        e = self.main.embeddings()
-        keys = pd.DataFrame({k: e[k] for k in ("task", "episode", "held_out")})
-        side = keys["held_out"].map({True: "held-out", False: "training"})
+        """What was trained, chosen and judged on, one row a task: episodes and steps, of every side."""
+        e = self.main.embeddings_of_all()
+        keys = pd.DataFrame({k: e[k] for k in ("task", "episode")})
+        side = pd.Series(np.select([e["held_out"], e["validation"]], ["held-out", "validation"], "training"))
         steps = keys.groupby(["task", side]).size().unstack(fill_value=0)
         episodes = keys.drop_duplicates().groupby(["task", side.rename("side")]).size().unstack(fill_value=0)
         table = pd.concat({"episodes": episodes, "steps": steps}, axis=1)

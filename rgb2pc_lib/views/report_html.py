@@ -13,9 +13,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import write_atomic
 
 NOTEBOOK = PROJECT / "notebooks" / "report.ipynb"
 

@@ -73,7 +73,7 @@ def test_mistakes_and_running_the_cell_again(nb):
     slide(nb, "batch size", "End")
     press(nb, "Start")
     nb.until(lambda: "failed" in status(nb))
-    assert "is larger than the 192 training samples; lower it" in status(nb)
+    assert "is larger than the 160 training samples; lower it" in status(nb)
     assert not nb.page.locator(".rgb2pc-panel .jupyter-button", has_text="Start").is_disabled()
 
     slide(nb, "batch size", "Home")

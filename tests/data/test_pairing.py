@@ -128,7 +128,7 @@ def test_numbers_of_steps_count(tmp_path):
     assert table["time"].tolist() == [0, 1, 2, 9, 10, 100]  # ranks where names have no numbers
 
 
-@pytest.mark.parametrize("name", ["task", "episode", "step", "time", "teacher", "usable"])
+@pytest.mark.parametrize("name", ["task", "episode", "step", "time", "teacher", "usable", "dinov3.large", "values"])
 def test_reserved_names(workspace, name):
     with pytest.raises(InputError, match=f"an expert cannot be called {name}"):
         pair(Workspace(teacher=workspace.teacher, experts={name: workspace.experts["left"]}))

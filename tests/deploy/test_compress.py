@@ -42,7 +42,7 @@ def fused(tmp_path_factory, left):
 
 
 def settings(fused, folder, **changes):
-    some = {"size": 32, "steps": 6, "batch_size": 16, "amp": False, "eval_every": 0, "save_every": 100}
+    some = {"size": 32, "steps": 6, "batch_size": 16, "amp": "off", "eval_every": 0, "save_every": 100}
     return CompactConfig(run=str(fused.folder), save_dir=str(folder), **{**some, **changes})
 
 

@@ -29,7 +29,7 @@ def test_packs_need_no_teacher_and_give_the_runs_own_numbers(left, tmp_path):
     list(train(config))
     run = Run.open(tmp_path)
     keys, embeddings = embed_packs(run, dataclasses.replace(left, teacher=None))
-    stored = run.embeddings()
+    stored = run.embeddings_of_all()
     assert keys["step"].tolist() == stored["step"].tolist()
     np.testing.assert_allclose(embeddings, stored["student"], rtol=1e-5, atol=1e-5)
 
@@ -61,7 +61,7 @@ def test_rgb_straight_to_embedding_equals_the_way_through_packs(tmp_path):
     workspace = dataclasses.replace(Workspace.load(SAMPLE), experts=experts)
     config = dataclasses.replace(SMALL, tasks=("hammer",), save_dir=str(tmp_path)).with_workspace(workspace)
     list(train(config))
-    stored = Run.open(tmp_path).embeddings()
+    stored = Run.open(tmp_path).embeddings_of_all()
     (task, episode), frames = next(iter(list_frames(workspace.rgb, ["hammer"]).items()))
     chosen = (stored["task"] == task) & (stored["episode"] == episode)
     images = torch.from_numpy(np.stack([read_image(f) for f in frames[:4]]))

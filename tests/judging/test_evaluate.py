@@ -5,8 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from sklearn.linear_model import Ridge
 
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.judging import probes
 from rgb2pc_lib.judging.evaluate import judge, judge_students, line_up, train_line_up
 from rgb2pc_lib.judging.probes import load_targets, probe
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION, UNTRAINED, components, pooled_features, pooled_rivals
@@ -256,3 +258,15 @@ def test_intervals_are_over_seeds_and_episodes():
     one = episodes({"a": [0.4] * 7 + [0.0], "b": [0.4] * 7 + [1.6]})
     mean, low, high = difference(one, "R2 tcp", "a", "b")
     assert mean == pytest.approx(0.2) and low == 0 and high > 0.3
+
+
+@pytest.mark.parametrize("samples, features", [(60, 9), (30, 50)])
+def test_every_strength_of_ridge_is_that_of_scikit_learn(samples, features):
+    rng = np.random.default_rng(0)
+    x, y, new = (
+        rng.normal(size=(samples, features)) + 3,
+        rng.normal(size=(samples, 2)) - 5,
+        rng.normal(size=(7, features)),
+    )
+    for alpha, found in zip(probes._ALPHAS, probes._predicted(x, y, new), strict=True):
+        np.testing.assert_allclose(found, Ridge(alpha).fit(x, y).predict(new), atol=1e-6)

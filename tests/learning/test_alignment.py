@@ -146,6 +146,11 @@ def test_settings_that_cannot_work_are_refused(changes, said):
         dataclasses.replace(SMALL, **changes)
 
 
+def test_a_batch_of_more_windows_than_there_are_is_refused(workspace, tmp_path):
+    with pytest.raises(InputError, match=r"--batch_size 16 is larger than the 6 windows"):
+        next(iter(train(config(workspace, tmp_path, sample_unit="window", window=12))))
+
+
 def test_a_teacher_without_pixels_is_refused_by_name(left, tmp_path):
     with pytest.raises(InputError, match=r"step_0000.ply.ulip_tiny.pt: no 'uv' .*extract"):
         next(iter(train(config(left, tmp_path))))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rgb2pc_lib.data.sampling import Gatherer, Planner
-from rgb2pc_lib.learning import losses, ranks
+from rgb2pc_lib.learning import losses, metrics, ranks
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.objective import Distillation
 from rgb2pc_lib.learning.prepare import Data
@@ -41,7 +41,7 @@ def one_step(workspace, n=3, **changes):
 def test_micro_batches_change_no_loss_and_no_gradient(left, monkeypatch, changes, micro_batch):
     (loss, terms, gates), gradients = one_step(left, **changes)
     monkeypatch.setattr(losses, "_WHOLE", 16)  # and the loss by rows, as in a large batch
-    monkeypatch.setattr(losses, "_ENTRIES", 32 * 5)
+    monkeypatch.setattr(metrics, "_ENTRIES", 32 * 5)
     (again, parts, shares), pieced = one_step(left, micro_batch=micro_batch, **changes)
     within = 1e-2 if "amp" in changes else 2e-6  # bfloat16 has 8 bits: sums of the same products in another order
     assert again == pytest.approx(loss, rel=within)

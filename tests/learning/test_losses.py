@@ -1,6 +1,7 @@
 import math
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -153,3 +154,12 @@ def test_relational_of_a_large_batch_is_the_plain_one(dtype, within):
             product = with_gradients(relational, s, t)
         for a, b in zip(product, plain, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3 if dtype == torch.float32 else within, atol=within)
+
+
+def test_how_many_negatives_a_sample_meets():
+    rng = np.random.default_rng(0)
+    episode, time = rng.integers(0, 5, 60), rng.integers(0, 30, 60)
+    for within in (0, 1, 4, 99):
+        near = losses.NearInTime(torch.tensor(episode), torch.tensor(time), within)[:].fill_diagonal_(True)
+        by_hand = 15 * (~near).sum().item() / (60 * 59)
+        assert losses.negatives(episode, time, within, batch=16) == pytest.approx(by_hand)

@@ -79,7 +79,7 @@ def test_shuffled_pairs_are_chance(left, tmp_path):
 
 @pytest.mark.parametrize("changes", [
     {"loss_mse": 1.0}, {"loss_relational": 1.0}, {"learn_tau": True}, {"exclude_near": 2}, {"expert_drop": 0.4},
-    {"fusion": "moe", "moe_top_k": 1, "load_balance": 0.01, "gate_noise": 0.1}, {"sample_unit": "window", "window": 4},
+    {"fusion": "moe", "moe_top_k": 2, "load_balance": 0.01, "gate_noise": 0.1}, {"sample_unit": "window", "window": 4},
     {"teacher_points": 3}, {"frame_copy": "random"}, {"pairing_fallback": "random"}, {"pairing_fallback": "error"},
     {"amp": "on"}, {"tau": 0.2}, {"student_tokens": 1000}, {"split_by": "task", "held_out": 0.5},
 ], ids=lambda c: "-".join(c))  # fmt: skip
@@ -204,14 +204,20 @@ def test_bad_input_is_named(left, tmp_path):
         next(train(config(left, tmp_path, batch_size=500)))
     with pytest.raises(InputError, match="not a folder"):
         next(train(dataclasses.replace(config(left, tmp_path), pc_root=str(tmp_path / "nowhere"))))
-    with pytest.raises(InputError, match="--device"):
-        next(train(config(left, tmp_path, device="gpu")))
+    for device in ("gpu", "mps", "meta"):
+        with pytest.raises(InputError, match="--device"):
+            next(train(config(left, tmp_path, device=device)))
+    with pytest.raises(InputError, match="--exclude_near 99: leaves 0 negatives"):  # one episode a task is trained on
+        next(train(config(left, tmp_path, tasks=("push",), held_out=0.99, exclude_near=99, batch_size=8)))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: is a file"):
+        next(train(config(left, tmp_path / "file")))
     assert not (tmp_path / "config.json").exists()
 
 
 def test_a_diverging_run_says_so(left, tmp_path):
     with pytest.raises(InputError, match="lower --lr"):
-        list(train(config(left, tmp_path, lr=1e30, grad_clip=0.0)))
+        list(train(config(left, tmp_path, lr=1e30, grad_clip=0.0, weight_decay=0.0)))
 
 
 def test_config_round_trip(left, tmp_path):

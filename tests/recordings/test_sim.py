@@ -208,6 +208,11 @@ def test_settings_that_cannot_work_are_refused(tmp_path, change, said):
         list(sim.record_task(**{"root": tmp_path, "task": TASK, "episodes": 1, "config": SMALL} | change))
     with pytest.raises(InputError, match="frame: expected camera or world, found 'base'"):
         sim.RecordConfig(frame="base")
+    box = ((0.4, 0.3, 0.0), (0.3, 0.4, 0.5))
+    for bad in ({"above_table": 1.5}, {"cell": -0.1}, {"after_success": -1}, {"workspace": box}, {"steps": 301},
+                {"view": sim.View(fovy=180.0)}, {"view": sim.View(distance=0.0)}):  # fmt: skip
+        with pytest.raises(InputError, match=f"^{next(iter(bad))}: "):
+            sim.RecordConfig(**bad)
 
 
 def test_command_line_refuses_in_one_message(tmp_path):

@@ -60,8 +60,8 @@ def test_the_line_up_is_recognised_moe_first(report):
 
 def test_counts_and_words(report):
     card = report.data_card()
-    assert card.loc["all tasks", ["training steps", "held-out steps"]].tolist() == [36, 12]
-    assert card.loc["pull", ["training episodes", "held-out episodes"]].tolist() == [3, 1]
+    assert card.loc["all tasks", ["training steps", "validation steps", "held-out steps"]].tolist() == [24, 12, 12]
+    assert card.loc["pull", ["training episodes", "validation episodes", "held-out episodes"]].tolist() == [2, 1, 1]
     assert report.pairing_words().startswith("48 of 48 steps")
     words = report.words()
     assert words[0] == "12 held-out samples, 2 seed(s) of every student; R@1 by chance 0.083."

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rgb2pc_lib.data.files.guarded import check_npz
+from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
 from rgb2pc_lib.encoders.clouds.extract_clouds import GREY, list_clouds, read_cloud
 from rgb2pc_lib.encoders.clouds.points import PointEncoder
 from rgb2pc_lib.errors import InputError
@@ -33,9 +35,7 @@ class ForetellConfig:
 
     steps: int = 3000  # optimiser steps
     batch: int = 64  # clouds
-    points: int = (
-        256  # of a cloud, drawn anew each time it is seen; with the contrastive term two views of half as many
-    )
+    points: int = 256  # of a cloud, drawn anew each time it is seen; with contrast two views of half as many
     ahead: tuple[int, ...] = (0, 1, 2, 4, 8, 15)  # kept steps; beyond an episode's end the robot stays where it is
     foretelling: float = 1.0  # weight of the squared error of what is foretold, in standard deviations
     contrast: float = 0.0  # weight of InfoNCE between two views
@@ -176,22 +176,21 @@ def load_recorded(*roots: Path, progress: bool = True) -> Recorded:
     Raises InputError for clouds of different sizes, and where tcp or opening are not recorded.
     """
     episodes = [
-        (paths, root / "state" / task / f"{episode}.npz")
+        (paths, state_file(root / "state", task, episode))
         for root in roots
         for (task, episode), paths in list_clouds(root / "clouds").items()
     ]
     points, told = [], []
     for paths, path in tqdm(episodes, unit="episode", disable=not progress):
         points += [torch.from_numpy(read_cloud(p)[0]).half() for p in paths]
-        try:
-            with np.load(path, allow_pickle=False) as state:
-                rows = {s: i for i, s in enumerate(state["steps"].tolist())}
-                kept = [rows[p.stem] for p in paths]
-                pose = state["world_to_camera"] if str(state["frame"]) == "camera" else np.eye(4)
-                tcp, thing = (state[k][kept] @ pose[:3, :3].T + pose[:3, 3] for k in ("tcp", "object"))
-                told.append((tcp, state["opening"][kept], thing))
-        except (OSError, KeyError, ValueError) as e:
-            raise InputError(f"{path}: expected tcp and opening of {len(paths)} steps, found: {e!r}") from None
+        state = read_state(path)
+        check_npz(path, state, {"tcp": ("f", "S3"), "opening": ("f", "S"), "object": ("f", "S3")})
+        kept = rows_of(state, [p.stem for p in paths], path)
+        pose = poses(state, kept, path)
+        if pose is None:
+            raise InputError(f"{path}: clouds in a camera's frame, and no array world_to_camera [4, 4]; add it")
+        tcp, thing = ((pose[:, :3, :3] @ state[k][kept][..., None])[..., 0] + pose[:, :3, 3] for k in ("tcp", "object"))
+        told.append((tcp, state["opening"][kept], thing))
     if len(sizes := {len(p) for p in points}) > 1:
         found = f"{min(sizes)} to {max(sizes)} points"
         raise InputError(f"{', '.join(map(str, roots))}: expected clouds of one size, found {found}; record them alike")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rgb2pc_lib.data.files.guarded import expect
+from rgb2pc_lib.data.files.weights import fill, read_weights
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder, fingerprint
 from rgb2pc_lib.errors import InputError
@@ -44,7 +45,7 @@ class PointEncoder(nn.Module):
     (torch.Size([2, 50, 256]), torch.Size([2, 256]))
     """
 
-    def __init__(self, config: PointConfig = PointConfig(), seed: int = 0):  # noqa: B008 (frozen)
+    def __init__(self, config: PointConfig = PointConfig(), seed: int | None = 0):  # noqa: B008 (frozen)
         super().__init__()
         self.config = config
         inputs, hidden, width = 3 + 6 * config.octaves + 3, config.hidden, config.embed_dim
@@ -55,8 +56,8 @@ class PointEncoder(nn.Module):
             self.context = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
             self.point = nn.Linear(hidden, width)
             self.last = nn.Linear(width, width)
-        self.to_empty(device="cpu")
-        initialise(self, torch.Generator().manual_seed(seed))
+        if seed is not None:  # None: no weights, and no memory for them, until a state dict is assigned
+            initialise(self.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
 
     def forward(self, points: Tensor) -> Tensor:
         """`[B, N, 6]` x y z (m) and r g b (0 to 1) -> `pc_feat [B, N, E]`."""
@@ -93,17 +94,15 @@ def load_point_encoder(path: Path | None = None) -> PointEncoder:
 
     Raises InputError naming a file that is missing or is not such a file.
     """
-    path = Path(path or WEIGHTS)
-    try:
-        with safe_open(path, "pt") as f:
-            config = PointConfig(**json.loads(f.metadata()["about"])["config"])
-        encoder = PointEncoder(config)
-        encoder.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise InputError(
-            f"{path}: expected a point encoder written by tools/train_teacher.py, found: {e}; train it again"
-        ) from None
-    return encoder.eval()
+    path, again = Path(path or WEIGHTS), "expected a point encoder written by tools/train_teacher.py; train it again"
+    about, tensors = read_weights(path, "about", {"config": dict}, again)
+    for name, value in about["config"].items():
+        expect(value, (int, float), path, name, again)
+
+    def build() -> PointEncoder:
+        return PointEncoder(PointConfig(**about["config"]), seed=None)
+
+    return fill(build, tensors, path, "it describes", remedy=again).eval()
 
 
 def load_pointnet(weights: Path | None = None, device: str = "cpu", frame: str = "camera") -> CloudEncoder:

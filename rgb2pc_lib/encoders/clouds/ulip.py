@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rgb2pc_lib.data.packs import first_line
+from rgb2pc_lib.data.files.guarded import first_line
 from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder, fingerprint
 from rgb2pc_lib.errors import InputError
 
