@@ -10,7 +10,7 @@ import functools
 import math
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -200,7 +200,7 @@ class Gatherer:
         means: np.ndarray = (rows * there[..., None]).sum(1) / np.maximum(there.sum(1), 1)[:, None]
         return means
 
-    def run(self, plans: Iterable[Plan]) -> Iterator[Batch]:
+    def run(self, plans: Iterable[Plan]) -> Generator[Batch]:
         """Batches in the order of the plans. Closing the iterator stops the thread."""
         free: queue.SimpleQueue[dict[str, np.ndarray]] = queue.SimpleQueue()
         ready: queue.SimpleQueue[tuple[Batch, torch.cuda.Event | None, dict[str, np.ndarray]] | BaseException | None]

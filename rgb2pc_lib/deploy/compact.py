@@ -32,7 +32,6 @@ class CompactConfig(Settings):
     """
 
     tool = "tools/train_compact.py"
-    micro_batch = 0  # a batch goes through the network as a whole: batch norms need it
     route = "distill"  # one embedding a frame, in the teacher's space
 
     # what is distilled

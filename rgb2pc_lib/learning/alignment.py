@@ -62,7 +62,7 @@ class PointPlanner:
     def __init__(self, planner: Planner, reader: PointReader, config: Config):
         self.planner, self.reader, self.config = planner, reader, config
         self.points, self.alone = points_drawn(config), config.route == "geometric"
-        self.windows = {}
+        self.windows: dict[int, np.ndarray] = {}
         if self.alone and config.sample_unit == "window":
             self.windows = {w[0]: w for w in anchors(reader.samples, planner.index, config.window)}
             planner.index = np.array(list(self.windows))
@@ -93,12 +93,12 @@ class PointPlanner:
         teacher = self.planner.all_samples.teacher_rows[chosen]
         return dataclasses.replace(plan, samples=chosen, teacher=teacher, positions=at, points=known)
 
-    def _draw(self, sample: int, count: int, rng) -> np.ndarray:
+    def _draw(self, sample: int, count: int, rng: np.random.Generator) -> np.ndarray:
         """Different points of a sample, in random order; where there are fewer, some come several times."""
         n = len(self.reader.uv(sample))
         return np.resize(rng.permutation(n), count) if n < count else rng.choice(n, count, replace=False)
 
-    def _with_partners(self, chosen, rng) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _with_partners(self, chosen: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
         half, paired = len(chosen) // 2, self.points // 2
         first, second, mine, theirs = chosen[:half].tolist(), [], [], []
         for s in first:
@@ -174,6 +174,7 @@ class Alignment(Distillation):
         first, last = _cut(batch, noise, 0, self.pooled), _cut(batch, noise, self.pooled, None)
         outputs = {} if self.alone else super().outputs(*first)
         part, noise = last
+        assert batch.points is not None  # a `PointPlanner` tells them
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             out = self.student.places(part.tokens, part.present, noise)
             points = self.student.points(batch.points)
@@ -209,7 +210,9 @@ class Alignment(Distillation):
         return point_to_patch(self.student, gatherer, self.reader, index, most=most)
 
 
-def begin(config: Config, student: PlaceStudent, mean: Tensor, samples: Samples, planner: Planner):
+def begin(
+    config: Config, student: PlaceStudent, mean: Tensor, samples: Samples, planner: Planner
+) -> tuple[Alignment, PointPlanner]:
     """The objective of a training that aligns places with points, and its plans."""
     reader = PointReader(samples, config.workspace, config.point_target)
     centre(student, reader, planner.index)

@@ -7,6 +7,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import torch
 
 from rgb2pc_lib.data.files.writing import write_atomic
@@ -32,7 +33,7 @@ def embed_samples(
     """
     was_training = student.training
     student.eval()
-    embeddings = torch.zeros(len(index), student.projector[-1].out_features)
+    embeddings = torch.zeros(len(index), student.embed_dim)
     gates = torch.zeros(len(index), len(student.experts))
     starts = ranks.shard(range(0, len(index), batch))
     plans = ranks.shard(ordered_plans(gatherer.samples, index, batch, positions))
@@ -92,7 +93,7 @@ def finish(run: Run, prepared: Prepared) -> None:
     write_atomic(run.file("summary.json"), lambda p: p.write_text(json.dumps(summary, indent=2), encoding="utf-8"))
 
 
-def _data_hash(keys, teacher: np.ndarray, student: Student) -> str:
+def _data_hash(keys: pd.DataFrame, teacher: np.ndarray, student: Student) -> str:
     """What was trained on: the steps, the teacher's values and the experts' names."""
     text = keys.to_csv(index=False) + ",".join(student.experts)
     return hashlib.sha256(text.encode() + np.ascontiguousarray(teacher).tobytes()).hexdigest()[:16]

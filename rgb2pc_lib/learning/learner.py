@@ -12,17 +12,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from rgb2pc_lib.data.sampling import Batch, Plan
+from rgb2pc_lib.data.sampling import Plan
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import ranks
-from rgb2pc_lib.learning.objective import Distillation
+from rgb2pc_lib.learning.objective import Objective
+
+Aim = TypeVar("Aim", bound=Objective)
 
 
-class Learner:
+class Learner(Generic[Aim]):
     """Student, optimiser and the step that trains it.
 
     >>> learner = Learner(Distillation(config, student, mean, samples))  # doctest: +SKIP
@@ -30,7 +33,7 @@ class Learner:
     (4.16, {'InfoNCE': 4.16}, {'croco': 0.5, 'vggt': 0.5})
     """
 
-    def __init__(self, objective: Distillation):
+    def __init__(self, objective: Aim):
         self.objective, self.config, self.student = objective, objective.config, objective.student
         config = self.config
         named = dict(self.student.named_parameters())
@@ -71,7 +74,7 @@ class Learner:
         ]
         return cut if len(cut) == 1 else cut + cut
 
-    def step(self, n: int, batches: Iterator[Batch]) -> tuple[float, dict[str, float], dict[str, float]]:
+    def step(self, n: int, batches: Iterator[Any]) -> tuple[float, dict[str, float], dict[str, float]]:
         """Train on the batch of step n, gathered as `plans` says: the loss, its terms and the experts' mean gates.
 
         Each of them is that of the whole batch, on all ranks.
@@ -86,13 +89,14 @@ class Learner:
         self.optimiser.step()
         gates = {}
         if "gates" in whole:
-            gates = dict(zip(self.student.experts, whole["gates"].detach().mean((0, 1)).tolist(), strict=True))
+            gates = dict(zip(self.objective.experts, whole["gates"].detach().mean((0, 1)).tolist(), strict=True))
         return loss.item(), {k: v.item() for k, v in terms.items()}, gates
 
-    def _gradients(self, n, batches) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        parts, noise, teacher = self.parts, self.objective.noise(n), None
+    def _gradients(self, n: int, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        parts, noise = self.parts, self.objective.noise(n)
+        teacher: Tensor | None = None
 
-        def outputs(rows):
+        def outputs(rows: slice) -> dict[str, Tensor]:
             nonlocal teacher
             batch = next(batches)
             teacher = batch.teacher if teacher is None else teacher
@@ -103,6 +107,7 @@ class Learner:
         whole = {k: ranks.gather(torch.cat([some[k].detach() for some in seen])) for k in seen[0]}
         for output in whole.values():
             output.requires_grad_(output.is_floating_point())
+        assert teacher is not None  # it came with the first part
         loss, terms = self.objective.loss(whole, teacher)
         if not torch.isfinite(loss):
             raise InputError(f"the loss is {loss.item()} at step {n + 1}; lower --lr or raise --tau")
@@ -115,7 +120,7 @@ class Learner:
         ranks.add_up([p.grad for p in self.student.parameters() if p.grad is not None])
         return whole, loss, terms
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         return {
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -123,7 +128,7 @@ class Learner:
             "amp": self.objective.amp,
         }
 
-    def load(self, state: dict) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
         with torch.no_grad():

@@ -6,7 +6,9 @@ InfoNCE goes over a few rows at a time and the relational term over products of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +19,12 @@ from torch.autograd.function import once_differentiable
 from rgb2pc_lib.learning.metrics import some_rows
 
 _WHOLE = 4096  # samples: up to here B x B is made at once, 64 MB
+
+
+class Pairs(Protocol):
+    """Which pairs of a batch, a `[B, B]` bool of which rows are made when they are asked for."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...  # [rows, B]
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,7 @@ def negatives(episode: np.ndarray, time: np.ndarray, within: int, batch: int) ->
     return float((batch - 1) * (1 - near / max(len(time) * (len(time) - 1), 1)))
 
 
-def info_nce(
-    student: Tensor, teacher: Tensor, tau: Tensor | float, ignore: Tensor | NearInTime | None = None
-) -> Tensor:
+def info_nce(student: Tensor, teacher: Tensor, tau: Tensor | float, ignore: Pairs | None = None) -> Tensor:
     """Symmetric InfoNCE over the batch (CLIP, Radford et al. 2021): cross entropy of student->teacher and back.
 
     Args:
@@ -67,7 +73,8 @@ def info_nce(
     """
     student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
     if len(student) > _WHOLE:
-        return _InfoNCEByRows.apply(student, teacher, torch.as_tensor(tau, device=student.device), ignore)
+        by_rows: Callable[..., Tensor] = _InfoNCEByRows.apply
+        return by_rows(student, teacher, torch.as_tensor(tau, device=student.device), ignore)
     logits = student @ teacher.T / tau  # [B, B]
     if ignore is not None:
         own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
@@ -84,7 +91,7 @@ class _InfoNCEByRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, student, teacher, tau, ignore):
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: Tensor, ignore: Pairs | None) -> Tensor:
         by_row, own = student.new_empty(2, len(student))
         by_column = torch.full_like(by_row, -torch.inf)
         for rows in some_rows(len(student)):
@@ -93,11 +100,12 @@ class _InfoNCEByRows(torch.autograd.Function):
             by_column = torch.logaddexp(by_column, logits.logsumexp(0))
         ctx.save_for_backward(student, teacher, tau, by_row, by_column)
         ctx.ignore = ignore
-        return ((by_row - own).mean() + (by_column - own).mean()) / 2
+        loss: Tensor = ((by_row - own).mean() + (by_column - own).mean()) / 2
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
         student, teacher, tau, by_row, by_column = ctx.saved_tensors
         to_student = torch.empty_like(student)
         to_teacher = torch.zeros_like(teacher) if ctx.needs_input_grad[1] else None
@@ -113,7 +121,7 @@ class _InfoNCEByRows(torch.autograd.Function):
         return to_student * scale, None if to_teacher is None else to_teacher * scale, to_tau, None
 
 
-def _logits(student, teacher, tau, ignore, rows):  # [rows, B]
+def _logits(student: Tensor, teacher: Tensor, tau: Tensor, ignore: Pairs | None, rows: slice) -> Tensor:  # [rows, B]
     logits = student[rows] @ teacher.T / tau
     if ignore is not None:
         left_out = ignore[rows].clone()

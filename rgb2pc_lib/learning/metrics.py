@@ -15,7 +15,8 @@ _ENTRIES = 2**22  # similarities that are held at a time, 16 or 32 MB
 
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows scaled to length one (zero rows stay zero)."""
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    scaled: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return scaled
 
 
 def some_rows(n: int) -> Iterator[slice]:
@@ -48,13 +49,17 @@ def own_ranks(
             own = similarity[np.arange(len(similarity)), np.arange(rows.start, rows.stop), None]
             rank[rows] = len(ours) - np.count_nonzero(similarity < own, axis=1)
             continue
+        assert episode is not None and time is not None  # which tell what is tolerated
         hit = (episode[rows, None] == episode) & (np.abs(time[rows, None] - time) <= tolerance)
         best = np.where(hit, similarity, -np.inf).max(1, keepdims=True)
         rank[rows] = 1 + np.count_nonzero(~hit & ~(similarity < best), axis=1)
     return rank
 
 
-def retrieval(student: np.ndarray, teacher: np.ndarray, episode=None, time=None, tolerance: int = 0) -> dict:
+def retrieval(
+    student: np.ndarray, teacher: np.ndarray, episode: np.ndarray | None = None, time: np.ndarray | None = None,
+    tolerance: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """Find each student's own teacher among all teachers by cosine: R@1, R@5, R@10 and the median rank (1 = best).
 
     With `tolerance` t, a teacher of the same episode at most t steps away counts as a hit too.
@@ -92,7 +97,7 @@ def knn_overlap(x: np.ndarray, y: np.ndarray, k: int = 10, group: np.ndarray | N
     spaces, shared = [unit(x), unit(y)], 0
     for rows in some_rows(len(x)):
         near = [_nearest(z, rows, k, group) for z in spaces]  # [rows, k] each
-        shared += np.count_nonzero(near[0][:, :, None] == near[1][:, None])
+        shared += int(np.count_nonzero(near[0][:, :, None] == near[1][:, None]))
     return float(shared / (k * len(x)))
 
 
@@ -103,7 +108,8 @@ def _nearest(z: np.ndarray, rows: slice, k: int, group: np.ndarray | None) -> np
         similarity[np.arange(len(similarity)), np.arange(rows.start, rows.stop)] = -np.inf
     else:
         similarity[group[rows, None] == group] = -np.inf
-    return torch.from_numpy(similarity).topk(k, 1, sorted=False).indices.numpy()  # six times as fast as numpy's
+    near: np.ndarray = torch.from_numpy(similarity).topk(k, 1, sorted=False).indices.numpy()  # numpy: six times slower
+    return near
 
 
 def trustworthiness(x: np.ndarray, near: np.ndarray) -> float:
@@ -122,7 +128,7 @@ def trustworthiness(x: np.ndarray, near: np.ndarray) -> float:
         for column in near[rows].T:
             own = similarity[np.arange(len(similarity)), column][:, None]
             late += int(np.maximum(np.count_nonzero(similarity > own, axis=1) + 1 - k, 0).sum())
-    return 1 - late * 2 / (n * k * (2 * n - 3 * k - 1))
+    return 1 - late * 2 / float(n * k * (2 * n - 3 * k - 1))
 
 
 def effective_rank(x: np.ndarray) -> float:

@@ -65,6 +65,8 @@ class Student(nn.Module):
     (torch.Size([2, 16]), torch.Size([2, 5, 2]))
     """
 
+    logits: Tensor  # [M], of "weighted", learned, and of "uniform"
+
     def __init__(
         self, channels: dict[str, int], embed_dim: int, fusion: str = "weighted", width: int = 256,
         moe_hidden: int = 128, top_k: int = 0, gate_noise: float = 0.0, seed: int | None = 0, pooling: str = "mean",
@@ -74,7 +76,7 @@ class Student(nn.Module):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         self.experts, self.fusion, self.top_k, self.gate_noise = list(channels), fusion, top_k, gate_noise
-        self.pooling = pooling
+        self.pooling, self.embed_dim = pooling, embed_dim
         with torch.device("meta"):  # building draws nothing from the global generator
             self.adapters = nn.ModuleDict({name: Adapter(c, width) for name, c in channels.items()})
             if fusion == "moe":
@@ -115,7 +117,13 @@ class Student(nn.Module):
         """What the adapters make of the tokens before fusion, expert -> `[B, K, D]`: nearly all of the work."""
         place = place_features(positions)
         given = [name for name in self.experts if name in tokens]
-        return {name: self.adapters[name].hidden(tokens[name], place) for name in given}
+        return {name: self.adapter(name).hidden(tokens[name], place) for name in given}
+
+    def adapter(self, name: str) -> Adapter:
+        """That of an expert."""
+        found = self.adapters[name]
+        assert isinstance(found, Adapter)
+        return found
 
     def fuse(self, hidden: dict[str, Tensor], present: Tensor, positions: Tensor, noise: Tensor | None = None) -> Fused:
         """The rest of `forward`, for any subset of the experts."""
@@ -138,28 +146,29 @@ class Student(nn.Module):
         regions = _blocks(present, positions, side)
         return self._pooled(hidden, self._gates(hidden, present, None), regions), regions.sum(1) > 0
 
-    def _without_missing(self, hidden, present):
+    def _without_missing(self, hidden: dict[str, Tensor], present: Tensor) -> Tensor:
         if len(hidden) < len(self.experts):
             return present & torch.tensor([name in hidden for name in self.experts], device=present.device)
         return present
 
-    def _regions(self, hidden, gates, present, positions) -> Tensor:
+    def _regions(self, hidden: dict[str, Tensor], gates: Tensor, present: Tensor, positions: Tensor) -> Tensor:
         """How much each place counts in each pooled region, `[B, K, R]`: sums to 1 over places, 0 where none is."""
         if self.pooling == "attention":
             at = {name: m for m, name in enumerate(self.experts)}
-            scores = sum(gates[..., at[name], None] * self.queries(h) for name, h in hidden.items())
+            asked = (gates[..., at[name], None] * self.queries(h) for name, h in hidden.items())
+            scores = sum(asked, torch.tensor(0))
             seen = present.any(-1, keepdim=True)
             scores = scores.float().masked_fill(~seen, -torch.inf).masked_fill(~seen.any(1, keepdim=True), 0.0)
             return scores.softmax(1) * seen
         return _blocks(present, positions, {"mean": 1, "blocks2": 2, "blocks4": 4}[self.pooling])
 
-    def _pooled(self, hidden, gates, regions) -> Tensor:
+    def _pooled(self, hidden: dict[str, Tensor], gates: Tensor, regions: Tensor) -> Tensor:
         """Fused regions `[B, R, D]`: gates `[B, K, M]`, regions `[B, K, R]`, then the adapters' last layers."""
-        fused = 0
+        fused = torch.tensor(0)
         for m, name in enumerate(self.experts):
             if name in hidden:
                 share = gates[:, :, m : m + 1] * regions  # [B, K, R]
-                outer = self.adapters[name].outer
+                outer = self.adapter(name).outer
                 pooled = _weighted_sum(share, hidden[name])  # [B, R, D]
                 fused = fused + F.linear(pooled, outer.weight) + share.sum(1)[..., None] * outer.bias
         return fused
@@ -168,7 +177,7 @@ class Student(nn.Module):
         """Global fusion weights by expert (not with "moe", whose weights depend on the place)."""
         return dict(zip(self.experts, self.logits.softmax(0).tolist(), strict=True))
 
-    def _gates(self, hidden, present, noise):
+    def _gates(self, hidden: dict[str, Tensor], present: Tensor, noise: Tensor | None) -> Tensor:
         if self.fusion != "moe":
             logits = self.logits.expand(present.shape)
         else:
@@ -216,7 +225,8 @@ def normalised(tokens: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> Tensor
     after the other: ten times as fast.
     """
     if tokens.device.type != "cpu" or tokens.requires_grad:
-        return norm(tokens.to(dtype))
+        whole: Tensor = norm(tokens.to(dtype))
+        return whole
     rounded = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
     out, channels = torch.empty(tokens.shape, dtype=rounded), tokens.shape[-1]
     rows = max(_CACHED // channels, 1)

@@ -1,17 +1,18 @@
 """What a student is trained for: its outputs for some samples, and the loss over all samples of a batch.
 
 The learner asks for outputs of a part of a batch at a time, brings all parts together and asks for the loss once.
-So an objective needs to know nothing of processes and micro-batches; another one has the same methods.
+So an objective needs to know nothing of processes and micro-batches. What the learner asks of one is `Objective`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rgb2pc_lib.data.pairing import Samples
 from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan
@@ -21,6 +22,34 @@ from rgb2pc_lib.learning.runs import Config
 from rgb2pc_lib.learning.settings import Settings
 
 Plans = Callable[[int], Plan]  # the plan of step n, whatever was asked before
+
+
+class Objective(Protocol):
+    """What the learner asks of an objective."""
+
+    log_tau: nn.Parameter  # logarithm of the temperature, learned or not
+    amp: bool  # whether it computes in bfloat16
+
+    @property
+    def config(self) -> Settings: ...
+
+    @property
+    def student(self) -> nn.Module: ...  # whose weights are trained
+
+    @property
+    def experts(self) -> Sequence[str]: ...  # names of the gates, where its outputs have "gates"
+
+    def noise(self, n: int) -> Tensor | None:
+        """What the student draws at random in step n, for the whole batch."""
+
+    def outputs(self, batch: Any, noise: Tensor | None) -> dict[str, Tensor]:
+        """What the loss needs to know of the samples of one of its batches, one row each: that of b is `[b, ...]`.
+
+        What the student makes has a gradient; whole numbers and bools are facts about the samples.
+        """
+
+    def loss(self, outputs: dict[str, Tensor], teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and its terms, unweighted, from the outputs of all samples of a batch and their teacher `[B, E]`."""
 
 
 class Distillation:
@@ -35,6 +64,7 @@ class Distillation:
 
     def __init__(self, config: Config, student: Student, mean: Tensor, samples: Samples):
         self.config, self.student, self.mean, self.device = config, student.train(), mean, mean.device
+        self.experts = student.experts
         self.amp = config.amp == "on"  # "auto" is decided before the loop, once for all ranks
         keys = samples.keys()
         episode, time = keys.groupby(["task", "episode"]).ngroup(), keys["time"]
@@ -43,17 +73,13 @@ class Distillation:
         self.log_tau = torch.nn.Parameter(torch.tensor(math.log(config.tau), device=self.device))
 
     def noise(self, n: int) -> Tensor | None:
-        """What the student draws at random in step n, for the whole batch: `[B, K, M]` for its gate, or nothing."""
+        """`[B, K, M]` for its gate, or nothing."""
         if self.student.fusion != "moe" or not self.student.gate_noise:
             return None
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + n)
         return torch.randn(self.config.batch_size, self.places, len(self.student.experts), generator=generator)
 
     def outputs(self, batch: Batch, noise: Tensor | None) -> dict[str, Tensor]:
-        """What the loss needs to know of these samples, one row each: that of b samples is `[b, ...]`.
-
-        What the student makes has a gradient; whole numbers and bools are facts about the samples.
-        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             out = self.student(batch.tokens, batch.present, batch.positions, noise)
         samples = torch.from_numpy(batch.samples).to(self.device)
@@ -61,7 +87,6 @@ class Distillation:
         return outputs | ({"present": batch.present} if self.config.load_balance else {})
 
     def loss(self, outputs: dict[str, Tensor], teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and its terms, unweighted, from the outputs of all samples of a batch and their teacher `[B, E]`."""
         samples, weight = outputs["samples"], self.config.load_balance
         near = NearInTime(self.episode[samples], self.time[samples], self.config.exclude_near)
         loss, terms = embedding_loss(self.config, outputs["embedding"], teacher - self.mean, self.log_tau.exp(), near)
@@ -75,7 +100,9 @@ class Distillation:
         return {}
 
 
-def begin(config: Config, student: Student, mean: Tensor, samples: Samples, planner: Plans):
+def begin(
+    config: Config, student: Student, mean: Tensor, samples: Samples, planner: Plans
+) -> tuple[Distillation, Plans]:
     """The objective of plain distillation and its plans, which are the planner's."""
     return Distillation(config, student, mean, samples), planner
 

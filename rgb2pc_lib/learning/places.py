@@ -97,4 +97,5 @@ def elsewhere(keys: pd.DataFrame) -> np.ndarray:
     task, episode = keys["task"].to_numpy(), (keys["task"] + "/" + keys["episode"]).to_numpy()
     time = keys["time"].to_numpy().astype(float)
     cost = np.abs(time[:, None] - time) + 1e6 * (task[:, None] != task) + 1e12 * (episode[:, None] == episode)
-    return cost.argmin(1)
+    nearest: np.ndarray = cost.argmin(1)
+    return nearest

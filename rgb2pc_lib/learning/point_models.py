@@ -6,6 +6,8 @@ point of the cloud gets one from a small head. Both live in one space, where a p
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,10 +24,12 @@ class PointHead(nn.Module):
     torch.Size([2, 5, 16])
     """
 
+    mean: Tensor  # [inputs], of what is known of the training points
+
     def __init__(self, kind: str, inputs: int, embed_dim: int, width: int = 256):
         super().__init__()
         self.kind = kind
-        self.register_buffer("mean", torch.zeros(inputs))  # of the training points
+        self.register_buffer("mean", torch.zeros(inputs))
         inputs = place_features(self.mean).shape[-1] if kind == "xyz" else inputs
         self.layers = nn.Sequential(
             nn.LayerNorm(inputs, elementwise_affine=False), nn.Linear(inputs, width), nn.GELU(),
@@ -34,7 +38,8 @@ class PointHead(nn.Module):
 
     def forward(self, known: Tensor) -> Tensor:
         known = known - self.mean
-        return self.layers(place_features(known) if self.kind == "xyz" else known)
+        embedding: Tensor = self.layers(place_features(known) if self.kind == "xyz" else known)
+        return embedding
 
 
 class PlaceStudent(Student):
@@ -49,29 +54,41 @@ class PlaceStudent(Student):
     torch.Size([2, 5, 16])
     """
 
-    def __init__(self, *args, head: PointHead, knows_place: bool, seed: int | None = 0, **kwargs):
-        super().__init__(*args, seed=seed, **kwargs)
+    def __init__(
+        self,
+        channels: dict[str, int],
+        embed_dim: int,
+        *,
+        head: PointHead,
+        knows_place: bool,
+        seed: int | None = 0,
+        **other: Any,
+    ):
+        super().__init__(channels, embed_dim, seed=seed, **other)
         self.head, self.knows_place = head, knows_place
         if seed is not None:
             initialise(self.head, torch.Generator().manual_seed(seed))
 
-    def forward(self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, *noise) -> Fused:
+    def forward(
+        self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, noise: Tensor | None = None
+    ) -> Fused:
         """One embedding per sample, as every student gives."""
-        return super().forward(tokens, present, positions if self.knows_place else nowhere(present), *noise)
+        return super().forward(tokens, present, positions if self.knows_place else nowhere(present), noise)
 
-    def places(self, tokens: dict[str, Tensor], present: Tensor, *noise) -> Fused:
+    def places(self, tokens: dict[str, Tensor], present: Tensor, noise: Tensor | None = None) -> Fused:
         """One embedding per place, `[B, K, E]`, and the gates; arguments as in `forward`. Absent places give zeros."""
         hidden = self.hidden(tokens, nowhere(present))  # expert -> [B, K, D]
         if len(hidden) < len(self.experts):
             present = present & torch.tensor([name in hidden for name in self.experts], device=present.device)
-        gates = self._gates(hidden, present, noise[0] if noise else None)  # [B, K, M]
+        gates = self._gates(hidden, present, noise)  # [B, K, M]
         at = {name: m for m, name in enumerate(self.experts)}
-        fused = sum(gates[..., at[name], None] * self.adapters[name].outer(h) for name, h in hidden.items())
-        return Fused(self.projector(fused) * present.any(-1, keepdim=True), gates)
+        fused = (gates[..., at[name], None] * self.adapter(name).outer(h) for name, h in hidden.items())
+        return Fused(self.projector(sum(fused, torch.tensor(0))) * present.any(-1, keepdim=True), gates)
 
     def points(self, known: Tensor) -> Tensor:
         """One embedding per point, `[..., E]`, of what is known of it."""
-        return self.head(known)
+        embedding: Tensor = self.head(known)
+        return embedding
 
 
 def nowhere(present: Tensor) -> Tensor:

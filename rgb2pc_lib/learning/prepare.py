@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,8 @@ from rgb2pc_lib.learning import alignment, objective, ranks
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.losses import negatives
 from rgb2pc_lib.learning.models import Student
+from rgb2pc_lib.learning.objective import Distillation, Plans
+from rgb2pc_lib.learning.point_models import PlaceStudent
 from rgb2pc_lib.learning.runs import Config, build_student
 from rgb2pc_lib.learning.settings import Settings
 
@@ -64,16 +66,16 @@ class Prepared:
 
     config: Config
     data: Data
-    planner: objective.Plans
+    planner: Plans
     gatherer: Gatherer
-    learner: Learner
+    learner: Learner[Distillation]
     mean: Tensor  # [E], the teacher's mean over the training samples
 
     @property
     def student(self) -> Student:
-        return self.learner.student
+        return self.learner.objective.student
 
-    def batches(self, first: int) -> Iterator[Batch]:
+    def batches(self, first: int) -> Generator[Batch]:
         """What this process reads from step `first` on, gathered in the background."""
         steps = range(first, self.config.steps)
         return self.gatherer.run(plan for n in steps for plan in self.learner.plans(self.planner(n)))
@@ -95,9 +97,13 @@ def prepare(config: Config, device: torch.device) -> Prepared:
     gatherer = Gatherer(samples, config.frame_copy, config.teacher_points, device)
     mean = torch.from_numpy(gatherer.teacher_embeddings(samples.teacher_rows[data.training]).mean(0)).float()
     student = build_student(config, samples.pairing.channels, len(mean)).to(device)
-    route = alignment.begin if config.aligns else objective.begin
-    aim, planner = route(config, student, mean.to(device), samples, planner)
-    return Prepared(config, data, planner, gatherer, Learner(aim), mean)
+    aim: Distillation
+    plans: Plans
+    if isinstance(student, PlaceStudent):
+        aim, plans = alignment.begin(config, student, mean.to(device), samples, planner)
+    else:
+        aim, plans = objective.begin(config, student, mean.to(device), samples, planner)
+    return Prepared(config, data, plans, gatherer, Learner(aim), mean)
 
 
 def refuse_few_negatives(config: Settings, keys: pd.DataFrame) -> None:

@@ -14,12 +14,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from rgb2pc_lib.errors import InputError
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from lightning_fabric import Fabric
 
 Item = TypeVar("Item")
 
@@ -94,6 +97,7 @@ def add_up(tensors: list[Tensor]) -> None:
     if world() == 1:
         return
     flat = _fabric().all_reduce(torch.cat([t.detach().flatten() for t in tensors]), reduce_op="sum")
+    assert isinstance(flat, Tensor)
     for tensor, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.detach().copy_(summed.view_as(tensor))
 
@@ -127,9 +131,12 @@ def agreed() -> Iterator[None]:
 def first_then_rest(make: Callable[[], Item]) -> Item:
     """What each rank makes by itself: rank 0, and then the others at once, from the caches that it left."""
     with agreed():
-        made = make() if rank() == 0 else None
+        if rank() == 0:
+            made = make()
     with agreed():
-        return make() if rank() > 0 else made
+        if rank() > 0:
+            made = make()
+    return made
 
 
 def wait() -> None:
@@ -139,7 +146,7 @@ def wait() -> None:
 
 
 @cache
-def _fabric():
+def _fabric() -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import TorchElasticEnvironment
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -177,9 +177,13 @@ class Config(Settings):
     @property
     def workspace(self) -> Workspace:
         """The data that the settings name."""
-        roots = {"teacher": self.pc_root, "rgb": self.rgb_root, "state": self.state_root, "clouds": self.cloud_root}
+        named = (self.pc_root, self.rgb_root, self.state_root, self.cloud_root)
+        teacher, rgb, state, clouds = (PROJECT / root if root else None for root in named)
         return Workspace(
-            **{k: PROJECT / v for k, v in roots.items() if v},
+            teacher=teacher,
+            rgb=rgb,
+            state=state,
+            clouds=clouds,
             experts={k: PROJECT / v for k, v in self.vis_roots.items()},
             teacher_tag=self.teacher_tag or None,
         )
@@ -191,31 +195,25 @@ class Config(Settings):
         >>> list(config.vis_roots), config.workspace.teacher == workspace.teacher
         (['dinov3', 'vggt'], True)
         """
-        roots = {"pc_root": "teacher", "rgb_root": "rgb", "state_root": "state", "cloud_root": "clouds"}
         return dataclasses.replace(
             self,
-            **{ours: portable(getattr(workspace, theirs)) for ours, theirs in roots.items()},
+            pc_root=portable(workspace.teacher),
+            rgb_root=portable(workspace.rgb),
+            state_root=portable(workspace.state),
+            cloud_root=portable(workspace.clouds),
             vis_roots={k: portable(v) for k, v in workspace.experts.items()},
             teacher_tag=workspace.teacher_tag or "",
         )
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's folder, read (and, while it is trained, written). It holds nothing but the folder's path.
-
-    What is read raises InputError naming the file when the run is unfinished or the file is not a run's.
-
-    >>> run.finished, run.config.fusion, run.summary["n_train"], run.summary["n_held_out"]
-    (True, 'moe', 48, 24)
-    >>> sorted(run.summary["held-out"])
-    ['CKA', 'R@1', 'R@10', 'R@5', 'cosine', 'kNN overlap', 'median rank']
-    """
+class RunFolder:
+    """What the folders of all trainings have in common, whatever is trained: a `Run`'s, and a compact student's."""
 
     folder: Path
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
+    def open(cls, folder: str | Path) -> Self:
         """An existing run, finished or not. Raises InputError when the folder holds none.
 
         >>> Run.open(run.folder) == run
@@ -239,9 +237,9 @@ class Run:
         return self.folder.name
 
     @property
-    def config(self) -> Config:
+    def config(self) -> Settings:
         """The settings it was trained with."""
-        return Config.read(self.file("config.json"))
+        raise NotImplementedError
 
     @property
     def finished(self) -> bool:
@@ -276,23 +274,6 @@ class Run:
         """
         return pd.DataFrame(read_metrics(self.file("metrics.jsonl")))
 
-    def student(self) -> tuple[Student, torch.Tensor]:
-        """The trained student in evaluation mode, and the teacher's mean `[E]` over the training samples.
-
-        Raises InputError for weights that are damaged, or that config.json does not describe.
-
-        >>> student, mean = run.student()
-        >>> student.experts, mean.shape
-        (['dinov3', 'vggt'], torch.Size([16]))
-        """
-        path, config = self._finished_file("model.safetensors"), self.config
-        about, tensors = read_weights(path, "student", {"channels": dict, "embed_dim": int}, ANEW)
-        mean = tensors.pop("teacher_mean", None)
-        if mean is None or mean.shape != (about["embed_dim"],):
-            raise InputError(f"{path}: expected 'teacher_mean' [{about['embed_dim']}]; {ANEW}")
-        student = self.filled(lambda: build_student(config, about["channels"], len(mean), blank=True), tensors)
-        return student.eval(), mean
-
     def filled(self, build: Callable[[], Network], tensors: dict[str, torch.Tensor]) -> Network:
         """A network, built without weights, with those of this run. Raises InputError where they do not fit."""
         missing = type(self.config).missing(self.file("config.json"))
@@ -302,15 +283,6 @@ class Run:
         if told:
             tell(f"{self.folder}: {told}")
         return network
-
-    def save_student(self, student: Student, channels: dict[str, int], teacher_mean: torch.Tensor) -> None:
-        """Write what `student` reads."""
-        about = json.dumps({"channels": channels, "embed_dim": len(teacher_mean)})
-        tensors = {k: v.contiguous().cpu() for k, v in student.state_dict().items()}
-        write_atomic(
-            self.file("model.safetensors"),
-            lambda p: p.write_bytes(save_tensors({**tensors, "teacher_mean": teacher_mean.cpu()}, {"student": about})),
-        )
 
     def embeddings(self, judged: str = "held_out") -> dict[str, np.ndarray]:
         """Student `[n, E]`, teacher `[n, E]`, mean gates `[n, M]`, and per sample task, episode, step, time, held_out.
@@ -353,19 +325,61 @@ class Run:
         return self.file(name)
 
 
+class Run(RunFolder):
+    """A run's folder, read (and, while it is trained, written). It holds nothing but the folder's path.
+
+    What is read raises InputError naming the file when the run is unfinished or the file is not a run's.
+
+    >>> run.finished, run.config.fusion, run.summary["n_train"], run.summary["n_held_out"]
+    (True, 'moe', 48, 24)
+    >>> sorted(run.summary["held-out"])
+    ['CKA', 'R@1', 'R@10', 'R@5', 'cosine', 'kNN overlap', 'median rank']
+    """
+
+    @property
+    def config(self) -> Config:
+        """The settings it was trained with."""
+        return Config.read(self.file("config.json"))
+
+    def student(self) -> tuple[Student, torch.Tensor]:
+        """The trained student in evaluation mode, and the teacher's mean `[E]` over the training samples.
+
+        Raises InputError for weights that are damaged, or that config.json does not describe.
+
+        >>> student, mean = run.student()
+        >>> student.experts, mean.shape
+        (['dinov3', 'vggt'], torch.Size([16]))
+        """
+        path, config = self._finished_file("model.safetensors"), self.config
+        about, tensors = read_weights(path, "student", {"channels": dict, "embed_dim": int}, ANEW)
+        mean = tensors.pop("teacher_mean", None)
+        if mean is None or mean.shape != (about["embed_dim"],):
+            raise InputError(f"{path}: expected 'teacher_mean' [{about['embed_dim']}]; {ANEW}")
+        student = self.filled(lambda: build_student(config, about["channels"], len(mean), blank=True), tensors)
+        return student.eval(), mean
+
+    def save_student(self, student: Student, channels: dict[str, int], teacher_mean: torch.Tensor) -> None:
+        """Write what `student` reads."""
+        about = json.dumps({"channels": channels, "embed_dim": len(teacher_mean)})
+        tensors = {k: v.contiguous().cpu() for k, v in student.state_dict().items()}
+        write_atomic(
+            self.file("model.safetensors"),
+            lambda p: p.write_bytes(save_tensors({**tensors, "teacher_mean": teacher_mean.cpu()}, {"student": about})),
+        )
+
+
 def build_student(config: Config, channels: dict[str, int], embed_dim: int, blank: bool = False) -> Student:
     """The student that a config describes; a `blank` one takes no memory and waits for its weights."""
-    seed = None if blank else config.seed
-    sizes = (
-        channels, embed_dim, config.fusion, config.fuse_dim, config.moe_hidden, config.moe_top_k, config.gate_noise
+    settings: dict[str, Any] = dict(
+        fusion=config.fusion, width=config.fuse_dim, moe_hidden=config.moe_hidden, top_k=config.moe_top_k,
+        gate_noise=config.gate_noise, seed=None if blank else config.seed, pooling=config.pooling,
     )  # fmt: skip
     if not config.aligns:
-        return Student(*sizes, seed=seed, pooling=config.pooling)
+        return Student(channels, embed_dim, **settings)
     inputs = 3 if config.point_target == "xyz" else embed_dim
     with torch.device("meta" if blank else "cpu"):
         head = PointHead(config.point_target, inputs, embed_dim, config.fuse_dim)
-    knows = config.route == "distill"
-    return PlaceStudent(*sizes, head=head, knows_place=knows, seed=seed, pooling=config.pooling)
+    return PlaceStudent(channels, embed_dim, head=head, knows_place=config.route == "distill", **settings)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import threading
 import weakref
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Config, Run, read_metrics
@@ -24,7 +25,7 @@ class Snapshot:
     state: str = "idle"  # one of ACTIVE or AT_REST
     config: Config | None = None
     step: int = 0  # steps done, also those of an earlier part of the run
-    rows: tuple[dict, ...] = ()  # as in the run's metrics.jsonl
+    rows: tuple[dict[str, float], ...] = ()  # as in the run's metrics.jsonl
     seconds: float = 0.0  # of the last step
     note: str = ""  # "continued from step 120", "trained before"
     error: str = ""  # in words, when failed
@@ -32,6 +33,12 @@ class Snapshot:
     @property
     def active(self) -> bool:
         return self.state in ACTIVE
+
+    @property
+    def settings(self) -> Config:
+        """Its config, which is there in every state but "idle"."""
+        assert self.config is not None
+        return self.config
 
 
 class Session:
@@ -43,10 +50,11 @@ class Session:
     ('finished', 3)
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._now, self._rows = Snapshot(), []
+        self._now = Snapshot()
+        self._rows: list[dict[str, float]] = []
         self.exception: Exception | None = None  # what failed, for a traceback
         _sessions.add(self)
 
@@ -68,7 +76,7 @@ class Session:
         """Continue the training that was stopped."""
         if self._now.state != "stopped":
             raise RuntimeError("nothing was stopped, so nothing can be resumed")
-        self.start(self._now.config)
+        self.start(self._now.settings)
 
     def stop(self, wait: bool = True) -> None:
         """End after the step at hand and write a checkpoint; with `wait`, return when the thread is gone."""
@@ -89,7 +97,7 @@ class Session:
         with self._lock:
             return replace(self._now, rows=tuple(self._rows))
 
-    def _set(self, **changes) -> None:
+    def _set(self, **changes: Any) -> None:
         with self._lock:
             self._now = replace(self._now, **changes)
 
@@ -109,27 +117,27 @@ class Session:
                 self._rows = before
             self._set(state="finished", step=config.steps, note="trained before")
             return
-        stopped = False
+        begun = stopped = False
         with closing(train(config, resume=there)) as loop:
             for progress in loop:
-                if before is not None:  # the first step of this part: what was logged after the checkpoint is void
+                if not begun:  # the first step of this part: what was logged after the checkpoint is void
                     self._continue([r for r in before if r["step"] < progress.step], progress.step - 1)
-                    before = None
+                    begun = True
                 self._add(progress)
                 if stopped := self._stop.is_set():
                     break
-        if before is not None:  # all steps were done already, only the end was missing
+        if not begun:  # all steps were done already, only the end was missing
             self._continue(before, config.steps)
         self._set(state="stopped" if stopped else "finished")
 
-    def _continue(self, rows: list[dict], step: int) -> None:
+    def _continue(self, rows: list[dict[str, float]], step: int) -> None:
         with self._lock:
             self._rows = rows
             self._now = replace(self._now, step=step, note=f"continued from step {step}" if step else "")
 
     def _add(self, progress: Progress) -> None:
         with self._lock:
-            if progress.logged(self._now.config.log_every):
+            if progress.logged(self._now.settings.log_every):
                 self._rows.append(progress.row())
             state = "finishing" if progress.step == progress.steps else "running"
             state = "stopping" if self._now.state == "stopping" else state

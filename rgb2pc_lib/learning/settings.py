@@ -14,19 +14,23 @@ import sys
 import typing
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
 from rgb2pc_lib.data.files.guarded import parse_json, read_text, shown
 from rgb2pc_lib.errors import InputError
 
-_SAME = object()
+Value = TypeVar("Value")
+_SAME: Any = object()
 
 
-def option(default, text: str, choices: tuple = (), least=None, most=None, absent=_SAME):
+def option(
+    default: Value, text: str, choices: tuple[str, ...] = (), least: float | None = None, most: float | None = None,
+    absent: Value = _SAME,
+) -> Value:  # fmt: skip
     """A field of settings: its help (with the unit), what is allowed, and what it was before there was a setting."""
-    info = {"help": text, "choices": choices, "least": least, "most": most}
+    info: dict[str, Any] = {"help": text, "choices": choices, "least": least, "most": most}
     info["absent"] = default if absent is _SAME else absent
     if isinstance(default, (dict, tuple)):
         return field(default_factory=lambda: default, metadata=info)
@@ -59,13 +63,14 @@ _SHARED: dict[str, dict[str, Any]] = {  # of every training: what `option` is to
 }
 
 
-def shared(name: str, default):
+def shared(name: str, default: Value) -> Value:
     """The field of a setting that every training has; trainings differ in its default only.
 
     >>> shared("tau", 0.05).metadata["help"]
     'temperature of InfoNCE'
     """
-    return option(default, **_SHARED[name])
+    made: Value = option(default, **_SHARED[name])
+    return made
 
 
 _FREE = {"num_threads", "device", "micro_batch", "save_dir", "save_every", "log_every"}  # cannot change a run's numbers
@@ -83,9 +88,29 @@ class Settings:
     """
 
     tool = "tools/train_rgb2pc_distill.py"
+    micro_batch = 0  # where it is no setting: a batch goes through the network as a whole
+    if TYPE_CHECKING:  # what every training has (`shared`), each at its place among a training's own settings
+        tau: float
+        learn_tau: bool
+        loss_mse: float
+        loss_relational: float
+        exclude_near: int
+        steps: int
+        batch_size: int
+        lr: float
+        weight_decay: float
+        grad_clip: float
+        amp: str
+        seed: int
+        device: str
+        num_threads: int
+        save_every: int
+        log_every: int
+        eval_every: int
+
     stored: InitVar[bool] = field(default=False, kw_only=True)
 
-    def __post_init__(self, stored: bool):
+    def __post_init__(self, stored: bool) -> None:
         for f in dataclasses.fields(self):
             value, info = self._typed(f.name), f.metadata
             if info["choices"] and value not in info["choices"]:
@@ -107,7 +132,8 @@ class Settings:
 
     def _typed(self, name: str) -> Any:
         """A field's value, plain and of its type."""
-        value, kind = getattr(self, name), _kinds(type(self))[name]
+        settings: Any = type(self)  # which can be hashed, though a checker thinks of its objects
+        value, kind = getattr(self, name), _kinds(settings)[name]
         if isinstance(value, np.generic | list):
             value = tuple(value) if isinstance(value, list) else value.item()
             object.__setattr__(self, name, value)
@@ -165,7 +191,7 @@ class Settings:
         """Every setting, as it was before it existed."""
         return {f.name: f.metadata["absent"] for f in dataclasses.fields(cls)}
 
-    def changes(self, other: Self) -> dict[str, tuple]:
+    def changes(self, other: Settings) -> dict[str, tuple[Any, Any]]:
         """Settings that differ, name -> (here, there), without those that cannot change a run's numbers.
 
         >>> Config(steps=10, device="cpu").changes(Config(device="cuda"))
@@ -183,7 +209,7 @@ class Settings:
         words = ["python", self.tool]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+            default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
             if value == default:
                 continue
             if isinstance(value, bool):
@@ -214,10 +240,7 @@ def _is_number(value: Any) -> bool:
 _TYPES: dict[Any, tuple[typing.Callable[[Any], bool], str]] = {
     bool: (lambda v: isinstance(v, bool), "true or false"),
     int: (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
-    float: (
-        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= sys.float_info.max,
-        "a number",
-    ),
+    float: (_is_number, "a number"),
     str: (_is_text, "text"),
     tuple[str, ...]: (lambda v: isinstance(v, tuple) and all(map(_is_text, v)), "a list of texts"),
     dict[str, str]: (

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -24,7 +25,7 @@ from rgb2pc_lib.learning.finish import curve, finish
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device, prepare
-from rgb2pc_lib.learning.runs import OVER, Config, Run, read_metrics
+from rgb2pc_lib.learning.runs import OVER, Config, Run, RunFolder, read_metrics
 from rgb2pc_lib.learning.settings import Settings
 
 
@@ -52,7 +53,7 @@ class Progress:
         return bool(self.held_out) or self.step % every == 0 or self.step == 1
 
 
-def train(config: Config, resume: bool = False) -> Iterator[Progress]:
+def train(config: Config, resume: bool = False) -> Generator[Progress]:
     """Train a student and leave a finished run in `config.folder`; yields after every step.
 
     Closing the iterator early writes a checkpoint, so that the run can be resumed; a run killed at any moment resumes
@@ -76,7 +77,7 @@ def train(config: Config, resume: bool = False) -> Iterator[Progress]:
         yield from _train(config, resume)
 
 
-def _train(config: Config, resume: bool) -> Iterator[Progress]:
+def _train(config: Config, resume: bool) -> Generator[Progress]:
     run = Run(config.folder)
     with ranks.agreed():
         device = pick_device(config.device)
@@ -90,7 +91,7 @@ def _train(config: Config, resume: bool) -> Iterator[Progress]:
     ranks.wait()  # a run is finished on all ranks at once
 
 
-def begin(run: Run, config: Settings, resume: bool) -> dict | None:
+def begin(run: RunFolder, config: Settings, resume: bool) -> dict[str, Any] | None:
     """Whether a training may write to a run's folder: rank 0's checkpoint to go on from, or None to start anew.
 
     Raises InputError when the folder holds a run that is not to be resumed, or one with other settings.
@@ -109,8 +110,12 @@ def begin(run: Run, config: Settings, resume: bool) -> dict | None:
 
 
 def follow(
-    run: Run, learner: Learner, batches: Callable[[int], Iterator], curve: Callable[[], dict], state: dict | None
-) -> Iterator[Progress]:
+    run: RunFolder,
+    learner: Learner[Any],
+    batches: Callable[[int], Generator[Any]],
+    curve: Callable[[], dict[str, float]],
+    state: dict[str, Any] | None,
+) -> Generator[Progress]:
     """The loop of every training: steps, log, curve and checkpoints, from rank 0's checkpoint on.
 
     Args:
@@ -132,11 +137,11 @@ def follow(
                 start = time.perf_counter()
                 loss, parts, gates = learner.step(n, coming)
                 done = n + 1
-                held_out = {}
+                held_out: dict[str, float] = {}
                 if done == config.steps or (config.eval_every and done % config.eval_every == 0):
                     held_out = curve()
                 progress = Progress(done, config.steps, loss, parts, gates, held_out, time.perf_counter() - start)
-                if writes and progress.logged(config.log_every):
+                if board is not None and progress.logged(config.log_every):
                     _log(run, board, progress, learner.rate(n))
                 if writes and (done % config.save_every == 0 or done == config.steps):
                     _save_state(run, learner, done)
@@ -151,7 +156,7 @@ def follow(
 # -- a run's folder
 
 
-def _resume_state(run: Run, config: Settings) -> dict | None:
+def _resume_state(run: RunFolder, config: Settings) -> dict[str, Any] | None:
     """The checkpoint to go on from, or None for a run that was killed before its first one (it starts over)."""
     if changed := type(run).open(run.folder).config.changes(config):
         listed = ", ".join(f"{k} was {was!r}, now {now!r}" for k, (was, now) in changed.items())
@@ -159,31 +164,32 @@ def _resume_state(run: Run, config: Settings) -> dict | None:
     return run.state() if run.file("state.pt").exists() else None
 
 
-def _load(run: Run, learner: Learner, state: dict) -> int:
+def _load(run: RunFolder, learner: Learner[Any], state: dict[str, Any]) -> int:
     """Put the learner where a checkpoint stands: the step. Raises InputError where it is another training's."""
     try:
         learner.load(state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as e:
         said = first_line(str(e).partition("\n")[2] or e)
         raise InputError(f"{run.file('state.pt')}: the checkpoint of another training ({said}); {OVER}") from None
-    if not 0 <= state["step"] <= learner.config.steps:
-        raise InputError(f"{run.file('state.pt')}: stands at step {state['step']} of {learner.config.steps}; {OVER}")
-    return state["step"]
+    step: int = state["step"]
+    if not 0 <= step <= learner.config.steps:
+        raise InputError(f"{run.file('state.pt')}: stands at step {step} of {learner.config.steps}; {OVER}")
+    return step
 
 
-def _save_state(run: Run, learner: Learner, done: int) -> None:
+def _save_state(run: RunFolder, learner: Learner[Any], done: int) -> None:
     state = {"step": done, **learner.state()}
     write_atomic(run.file("state.pt"), lambda p: torch.save(state, p))
 
 
-def _drop_lines_after(run: Run, step: int) -> None:
+def _drop_lines_after(run: RunFolder, step: int) -> None:
     """Take out what a killed run logged after its last checkpoint; it will be logged again."""
     path = run.file("metrics.jsonl")
     kept = "".join(json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step)
     write_atomic(path, lambda p: p.write_text(kept, encoding="utf-8"))
 
 
-def _log(run: Run, board: SummaryWriter, progress: Progress, rate: float) -> None:
+def _log(run: RunFolder, board: SummaryWriter, progress: Progress, rate: float) -> None:
     row = progress.row() | {"lr": rate}
     with open(run.file("metrics.jsonl"), "a", encoding="utf-8") as f:
         f.write(json.dumps(row) + "\n")
