@@ -186,8 +186,10 @@ def load_recorded(*roots: Path, progress: bool = True) -> Recorded:
     points, told = [], []
     for paths, path in tqdm(episodes, unit="episode", disable=not progress):
         points += [torch.from_numpy(read_cloud(p)[0]) for p in paths]
+        if not path.exists():
+            raise InputError(f"{path}: expected tcp, opening, object of {len(paths)} steps, found no such file; add it")
         state = read_state(path)
-        check_npz(path, state, {"tcp": ("f", "S3"), "opening": ("f", "S"), "object": ("f", "S3")})
+        check_npz(path, state, {"tcp": ("f", "S3"), "opening": ("iuf", "S"), "object": ("f", "S3")})
         kept = rows_of(state, [step_name(p.name) for p in paths], path)
         pose = poses(state, kept, path)
         if pose is None:
