@@ -288,7 +288,7 @@ def test_from_frames_to_training(load, tmp_path):
     assert (pair(workspace).table[OFFICIAL] == OK).all().all()
     config = Config(steps=4, batch_size=4, student_tokens=16, fuse_dim=16, eval_every=0, save_dir=str(tmp_path / "run"))
     list(train(config.with_workspace(workspace)))
-    stored = Run.open(tmp_path / "run").embeddings()
+    stored = Run.open(tmp_path / "run").embeddings_of_all()
     assert len(stored["student"]) == 16 and np.isfinite(stored["student"]).all()
 
 
