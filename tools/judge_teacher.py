@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from rgb2pc_lib import InputError, Workspace
 from rgb2pc_lib.data.files.guarded import read_npz
+from rgb2pc_lib.data.listing import step_name
 from rgb2pc_lib.data.workspace import SAMPLE
 from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds, read_cloud
 from rgb2pc_lib.encoders.clouds.points import PointEncoder, load_point_encoder
@@ -66,7 +67,7 @@ def main(argv=None) -> None:
         if args.only == "all" or randomised(state / task / f"{episode}.npz") == (args.only == "random")
         for path in steps
     ]
-    keys = pd.DataFrame([(t, e, path.stem) for t, e, path in paths], columns=["task", "episode", "step"])
+    keys = pd.DataFrame([(t, e, step_name(path.name)) for t, e, path in paths], columns=["task", "episode", "step"])
     targets = load_targets(state, keys)
     encoders = {"trained": load_point_encoder(args.weights), "untrained": PointEncoder()}
     z: dict[str, list[np.ndarray]] = {name: [] for name in encoders}

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from rgb2pc_lib.checks.sources import pixels_under, rgb_file, step_cloud, usable
 from rgb2pc_lib.data.clouds import Cloud
 from rgb2pc_lib.data.pairing import Pairing
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.sampling import Gatherer, lattice, ordered_plans
 from rgb2pc_lib.data.workspace import Workspace
-from rgb2pc_lib.encoders.extract import read_image
 from rgb2pc_lib.errors import InputError
 
 LEAST_PAIRS = 6  # steps that must overlap before a shift is judged

@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 
 from rgb2pc_lib.data.clouds import Cloud, read_ply
+from rgb2pc_lib.data.listing import IMAGES, entries, episodes, step_name, timeline
+from rgb2pc_lib.data.numbers import as_bytes, as_positions
 from rgb2pc_lib.data.pairing import OK, Pairing, Samples
 from rgb2pc_lib.data.teacher import list_teacher, read_points
-from rgb2pc_lib.data.workspace import CACHE, Workspace, natural_key
-from rgb2pc_lib.encoders.extract import IMAGES
+from rgb2pc_lib.data.workspace import CACHE, Workspace
 from rgb2pc_lib.errors import InputError
 
 DEMONSTRATIONS = CACHE / "demonstrations"  # where faults are made on purpose, away from anyone's data
@@ -86,8 +87,11 @@ def _bytes_on_disk(path: Path) -> int:
 
 def rgb_file(workspace: Workspace, task: str, episode: str, step: str) -> Path | None:
     """The RGB frame of a step, or None."""
-    folder = workspace.rgb and workspace.rgb / task / episode
-    return next((p for s in IMAGES if folder and (p := folder / f"{step}{s}").is_file()), None)
+    if workspace.rgb is None:
+        return None
+    folder = workspace.rgb / task / episode
+    usual = next((path for ending in IMAGES if (path := folder / f"{step}{ending}").is_file()), None)
+    return usual or next((path for path in entries(folder, *IMAGES) if step_name(path.name) == step), None)
 
 
 def step_cloud(workspace: Workspace, pairing: Pairing, task: str, episode: str, step: str) -> tuple[Cloud, Path] | None:
@@ -95,10 +99,8 @@ def step_cloud(workspace: Workspace, pairing: Pairing, task: str, episode: str, 
     file = pairing.teacher.get((task, episode), {}).get(step)
     points = read_points(file) if file else None
     if file is not None and points is not None and points.pc is not None:
-        colours = points.pc[:, 3:6] if points.pc.shape[1] >= 6 else None
-        if colours is not None:
-            colours = (colours * (255 if colours.max(initial=0) <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
-        return Cloud(points.pc[:, :3], colours, points.uv), file.path
+        colours = as_bytes(points.pc[:, 3:6], f"{file.path}: pc") if points.pc.shape[1] >= 6 else None
+        return Cloud(as_positions(points.pc[:, :3], f"{file.path}: pc"), colours, points.uv), file.path
     path = workspace.clouds and workspace.clouds / task / episode / f"{step}.ply"
     return (read_ply(path), path) if path and path.is_file() else None
 
@@ -126,12 +128,12 @@ def shifted_copy(workspace: Workspace, task: str, episode: str, by: int, folder:
         raise InputError(f"{teacher}: no episode {task}/{episode} to shift")
     key = f"{teacher.resolve()}|{workspace.teacher_tag}|{task}|{episode}|{by}"
     root = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:12] / "teacher"
-    for path in teacher.glob("*/*"):
-        new = root / path.parent.name / path.name
+    for of, path in episodes(teacher):
+        new = root / of / path.name
         new.parent.mkdir(parents=True, exist_ok=True)
-        if (path.parent.name, path.name.removesuffix(".zarr")) != (task, episode) and not new.exists():
+        if (of, path.name.removesuffix(".zarr")) != (task, episode) and not new.exists():
             _link(path, new)
-    names = sorted(steps, key=natural_key)
+    names = list(timeline(steps))
     for i, name in enumerate(names):
         source = steps[names[min(max(i - by, 0), len(names) - 1)]]
         new = root / task / episode / f"{name}.ply.ulip_{workspace.teacher_tag or _tag(steps[name].path)}.pt"

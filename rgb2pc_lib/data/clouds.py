@@ -4,17 +4,29 @@ Axes: camera x right, y down, z forward (OpenCV), metres. ``uv`` are pixel *indi
 pixel (u, v) covers the image area [u, u + 1) x [v, v + 1), and a point is back-projected from its centre.
 """
 
+from __future__ import annotations
+
+import io
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
-from trimesh.exchange.ply import load_ply
 
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.data.numbers import as_bytes, as_positions, numbers
+from rgb2pc_lib.errors import InputError, remedy
 
 PLY_TYPES = {"f4": "float", "u1": "uchar", "u2": "ushort"}
+_TYPES = {  # of PLY, old names and new ones
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
+    "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
+    "double": "f8", "float64": "f8", "int64": "i8", "uint64": "u8",
+}  # fmt: skip
+_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+_HEADER = 2**20  # bytes at most
+_COLOURS = ("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b")
 
 
 @dataclass(frozen=True)
@@ -36,55 +48,155 @@ class Cloud:
 def read_ply(path: str | Path) -> Cloud:
     """Read the vertices of an ascii or binary PLY file: ``x y z``, optionally ``red green blue`` and ``u v``.
 
-    Other properties and other elements are ignored. Floating-point colours are taken as fractions of 255.
-    Raises InputError, naming the file, when it cannot be read or holds no ``x y z``.
+    Other properties are ignored, and so is whatever stands behind the vertices. Colours of any type are taken by the
+    rule of `numbers`.
+    Raises InputError, naming the file, when it cannot be read or holds no ``x y z``, and for positions that are not
+    finite.
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            vertex = load_ply(file)["metadata"]["_ply_raw"]["vertex"]
+        data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: expected a PLY file, found none that can be opened ({error.strerror})") from error
-    except Exception as error:  # a damaged file fails anywhere in the parser
-        raise InputError(f"{path}: expected a PLY file with x y z, found: {error}; record or copy it again") from error
+        what = remedy(path, "record or copy it again", "name a PLY file")
+        found = f"none that can be opened ({error.strerror})"
+        raise InputError(f"{path}: expected a PLY file, found {found}; {what}") from None
+    try:
+        vertex = _vertices(data)
+    except (ValueError, OverflowError) as error:
+        what = remedy(path, "record or copy it again", "save the points as a PLY file, ascii or binary", str(error))
+        raise InputError(f"{path}: expected a PLY file with x y z, found {error}; {what}") from None
 
     def columns(*names: str) -> np.ndarray | None:
-        if not all(name in vertex["properties"] for name in names):
-            return None
-        if not vertex["length"]:
-            return np.zeros((0, len(names)))
-        return np.stack([np.asarray(vertex["data"][name]).ravel() for name in names], axis=1)  # [N, len(names)]
+        return np.stack([vertex[n] for n in names], axis=1) if all(n in vertex for n in names) else None  # [N, 3 or 2]
 
-    xyz, rgb, uv = columns("x", "y", "z"), columns("red", "green", "blue"), columns("u", "v")
+    xyz, uv = columns("x", "y", "z"), columns("u", "v")
     if xyz is None:
-        raise InputError(f"{path}: expected a PLY file with x y z, found only {', '.join(vertex['properties'])}")
-    if rgb is not None and rgb.dtype.kind == "f":
-        rgb = (rgb * 255).round()
+        absent, listed = next(axis for axis in "xyz" if axis not in vertex), ", ".join(vertex)
+        raise InputError(
+            f"{path}: expected a PLY file with x y z, found no property of the name {absent}, only {listed}; name the "
+            "coordinates so"
+        )
+    rgb = next((c for c in (columns(*names) for names in _COLOURS) if c is not None), None)
     return Cloud(
-        xyz.astype(np.float32),
-        None if rgb is None else rgb.astype(np.uint8),
-        None if uv is None else uv.astype(np.float32),
+        as_positions(xyz, f"{path}"),
+        None if rgb is None else as_bytes(rgb, f"{path}"),
+        None if uv is None else numbers(uv, f"{path}", "u and v").astype(np.float32),
     )
+
+
+class _Element(NamedTuple):
+    name: str
+    size: int
+    properties: dict[str, tuple[str, ...]]  # name -> its numpy type; of a list, those of its length and its items
+
+
+def _vertices(data: bytes) -> dict[str, np.ndarray]:
+    """property -> its values `[N]` of a PLY file's vertices. Raises ValueError saying what was found instead."""
+    order, elements, start = _header(data[:_HEADER])
+    at = next((i for i, e in enumerate(elements) if e.name == "vertex"), None)
+    if at is None:
+        raise ValueError("no element vertex")
+    vertex = elements[at]
+    if any(len(types) > 1 for types in vertex.properties.values()):
+        raise ValueError("lists among the properties of its points, which are not read")
+    if order == "ascii":
+        return _ascii_vertices(data[start:], vertex, sum(e.size for e in elements[:at]))
+    kind = np.dtype([(name, _ORDERS[order] + types[0]) for name, types in vertex.properties.items()])
+    for element in elements[:at]:
+        start = _after(data, start, element, _ORDERS[order])
+    if start + vertex.size * kind.itemsize > len(data):
+        expected = f"{vertex.size} points of {kind.itemsize} bytes"
+        raise ValueError(f"a truncated one: its length of {len(data)} bytes is too short for {expected}")
+    table = np.frombuffer(data, kind, vertex.size, start)
+    return {name: table[name].astype(kind[name].newbyteorder("=")) for name in vertex.properties}
+
+
+def _header(data: bytes) -> tuple[str, list[_Element], int]:
+    """Format, elements, and where the header ends. Raises ValueError saying what was found instead."""
+    if not data.startswith(b"ply"):
+        raise ValueError("no 'ply' at its beginning")
+    end = re.search(rb"^end_header[ \t]*\r?\n", data, re.MULTILINE)
+    if not end:
+        raise ValueError("no end of its header")
+    order, elements = "", []
+    for line in data[: end.start()].decode("latin-1").splitlines()[1:]:
+        words = line.split()
+        if words[:1] == ["format"] and len(words) > 1:
+            order = words[1]
+        elif words[:1] == ["element"] and len(words) == 3 and words[2].isdecimal():
+            elements.append(_Element(words[1], int(words[2]), {}))
+        elif words[:1] == ["property"] and elements and len(words) in (3, 5):
+            types, name = words[1:-1], words[-1].lower()
+            types = types[1:] if types[0] == "list" else types
+            if not set(types) <= set(_TYPES) or name in elements[-1].properties:
+                raise ValueError(f"{line.strip()!r} in its header")
+            elements[-1].properties[name] = tuple(_TYPES[t] for t in types)
+        elif words and words[0] not in ("comment", "obj_info"):
+            raise ValueError(f"{line.strip()!r} in its header")
+    if order not in _ORDERS:
+        raise ValueError(f"the format {order!r}")
+    return order, elements, end.end()
+
+
+def _after(data: bytes, start: int, element: _Element, order: str) -> int:
+    """Where an element that is not needed ends."""
+    sizes = [tuple(np.dtype(t).itemsize for t in types) for types in element.properties.values()]
+    if all(len(size) == 1 for size in sizes):
+        return start + element.size * sum(size[0] for size in sizes)
+    big: Literal["big", "little"] = "big" if order == ">" else "little"
+    signed = [types[0][0] == "i" for types in element.properties.values()]
+    for _ in range(element.size):
+        for size, sign in zip(sizes, signed, strict=True):
+            if start > len(data):
+                raise ValueError(f"a truncated one: it ends before its points, in the {element.size} {element.name}")
+            length = int.from_bytes(data[start : start + size[0]], big, signed=sign) if len(size) > 1 else 0
+            start += size[0] + max(length, 0) * size[-1]
+    return start
+
+
+def _ascii_vertices(body: bytes, vertex: _Element, before: int) -> dict[str, np.ndarray]:
+    lines = [line for line in io.BytesIO(body) if line.strip()][before:][: vertex.size]
+    if len(lines) < vertex.size:
+        raise ValueError(f"a truncated one: a length of {len(lines)} lines for {vertex.size} points")
+    words = b" ".join(lines).split()
+    if len(words) != vertex.size * len(vertex.properties):
+        raise ValueError(f"{len(words)} numbers for {vertex.size} points of {len(vertex.properties)} properties")
+    table = np.array(words, np.float64).reshape(vertex.size, -1) if words else np.zeros((0, len(vertex.properties)))
+    return {
+        name: _as_told(table[:, i], types[0]) for i, (name, types) in enumerate(vertex.properties.items())
+    }  # fmt: skip
+
+
+def _as_told(values: np.ndarray, kind: str) -> np.ndarray:
+    """Numbers of a text in the type that the header tells, where they are of that type; else as they are."""
+    if kind[0] == "f":
+        return values
+    limits = np.iinfo(kind)
+    fits = np.isfinite(values).all() and (values % 1 == 0).all()
+    return values.astype(kind) if fits and (values >= limits.min).all() and (values <= limits.max).all() else values
 
 
 def count_points(path: str | Path) -> int:
     """How many points a PLY file holds, told from its header alone. Raises InputError naming a file without it."""
     with Path(path).open("rb") as file:
-        header = file.read(4096).partition(b"end_header")[0]
+        header = file.read(_HEADER).partition(b"end_header")[0]
     found = re.search(rb"element vertex (\d+)", header)
     if not found:
-        raise InputError(f"{path}: expected a PLY file, found no 'element vertex' in its header; copy it again")
+        what = remedy(path, "copy it again", "save the points as a PLY file")
+        raise InputError(f"{path}: expected a PLY file, found no 'element vertex' in its header; {what}")
     return int(found[1])
 
 
 def write_ply(path: str | Path, cloud: Cloud) -> None:
     """Write a binary little-endian PLY file, atomically; whole-numbered uv become the smallest integers that fit.
 
-    (trimesh writes no per-point u and v, hence this writer; it reads what is written here.)
+    Raises InputError for colours and positions that do not fit.
     """
-    fields = [(name, "<f4", cloud.xyz[:, i]) for i, name in enumerate("xyz")]
+    xyz = cloud.xyz if cloud.xyz.dtype == np.float32 else as_positions(cloud.xyz, f"{path}")
+    fields = [(name, "<f4", xyz[:, i]) for i, name in enumerate("xyz")]
     if cloud.rgb is not None:
-        fields += [(name, "u1", cloud.rgb[:, i]) for i, name in enumerate(("red", "green", "blue"))]
+        rgb = as_bytes(cloud.rgb, f"{path}")
+        fields += [(name, "u1", rgb[:, i]) for i, name in enumerate(("red", "green", "blue"))]
     if cloud.uv is not None:
         kind = _uv_type(cloud.uv)
         fields += [(name, kind, cloud.uv[:, i]) for i, name in enumerate("uv")]

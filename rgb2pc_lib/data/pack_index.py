@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from rgb2pc_lib.data.mapped import Stored
-from rgb2pc_lib.data.packs import FeaturePack, token_box
+from rgb2pc_lib.data.packs import FeaturePack
 from rgb2pc_lib.data.workspace import CACHE
 
-_VERSION = 2  # of what is written
+_VERSION = 3  # of what is written; how steps are named from paths is part of it
 _SETTLED = 2.0  # seconds; a file younger than that could change again within the same tick of its clock
 
 
@@ -50,8 +50,8 @@ class PackIndex:
             if _state(path) == (size, changed):
                 shape = tuple(shape)
                 stored = Stored(offset, shape, tuple(stride), getattr(torch, dtype), size, changed)
-                box = token_box(meta, shape[2:4], expert, raw_size)
-                return FeaturePack(path, stored, shape, stored.dtype, self.copies[number], box, meta)
+                copies = self.copies[number]
+                return FeaturePack.known(path, stored, shape, stored.dtype, copies, meta, expert, raw_size)
         pack = FeaturePack.open(path, expert, raw_size)
         if isinstance(pack.source, Stored):
             self._remember(name, pack, pack.source)

@@ -13,20 +13,26 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from rgb2pc_lib.data import system
 from rgb2pc_lib.data.files.guarded import first_line, read_json_beside
+from rgb2pc_lib.data.geometry import Box, Layout, box_doubt, token_box
+from rgb2pc_lib.data.listing import PACKS, episodes, step_name
 from rgb2pc_lib.data.mapped import Frames, Stored, bits, find
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, remedy
 
 if TYPE_CHECKING:  # zarr is imported where a zarr pack is opened
     import zarr
 
+    Source = Stored | np.ndarray | zarr.Array[Any]
+Shape = tuple[int, int, int, int, int]
+
 KEY = "per_frame_features"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 COPIES = ("middle", "last", "random")  # which of the up to T copies of a frame is used
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 2020 begin
 
@@ -39,40 +45,19 @@ torch.serialization.add_safe_globals(
 )
 
 
-@functools.lru_cache(4096)  # a frame stands in up to T windows
-def step_name(path: str) -> str:
-    """Name of a step from any path, also one written on Windows or another machine: the last component's stem.
-
-    >>> step_name("D:\\\\data\\\\step_0042.png"), step_name("a/step_0042.ply.ulip_x.pt"), step_name("left.0007.jpg")
-    ('step_0042', 'step_0042', 'left.0007')
-    """
-    return re.sub(r"(\.ply\.ulip_.*|\.[^.]*)$", "", re.split(r"[\\/]", path)[-1])
-
-
 def list_packs(root: Path) -> dict[tuple[str, str], Path]:
     """(task, episode) -> pack file, for everything of the form `<root>/<task>/<episode>.pt|.zarr`.
 
     Raises InputError where an episode has both.
     """
     found: dict[tuple[str, str], Path] = {}
-    for path in sorted(root.glob("*/*")):
-        if path.suffix in (".pt", ".zarr"):
-            key = (path.parent.name, path.stem)
+    for task, path in episodes(root):
+        if path.suffix.lower() in PACKS:
+            key = (task, path.stem)
             if key in found:
                 raise InputError(f"{path}: this episode also exists as {found[key].name}; keep one of the two")
             found[key] = path
     return found
-
-
-class Layout(NamedTuple):
-    """A grid and the part of the image that it covers: where these are the same, so are the cells under positions."""
-
-    grid: tuple[int, int]  # H, W
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of the image
-
-    def cells(self, positions: np.ndarray) -> np.ndarray:
-        """Cell index (row-major) under each position `[..., 2]` = (x, y) of the original image; -1 outside the box."""
-        return grid_cells(grid_coordinates(positions, self.grid, self.box), self.grid)
 
 
 @dataclass(eq=False)
@@ -88,12 +73,13 @@ class FeaturePack:
     """
 
     path: Path
-    source: Stored | np.ndarray | zarr.Array[Any]  # where its bytes lie; or the features themselves, a map or zarr
-    shape: tuple[int, int, int, int, int]  # W, T, H, W, C
+    source: Source  # where its bytes lie; or the features themselves, a map or zarr
+    shape: Shape  # W, T, H, W, C
     dtype: torch.dtype
     copies: dict[str, list[tuple[int, int]]]  # step -> where it stands: (window, frame)
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1: part of the image the grid covers, as fractions
+    box: Box  # x0, y0, x1, y1: part of the image the grid covers, as fractions
     meta: dict[str, Any]
+    doubt: str = ""  # why the box is only assumed, where it is
 
     @classmethod
     def open(cls, path: str | Path, expert: str = "", raw_size: tuple[int, int] | None = None) -> FeaturePack:
@@ -105,16 +91,37 @@ class FeaturePack:
         (9, 4, 4, 4, 10)
         """
         path = Path(path)
-        source, frame_paths, meta, dtype = (open_zarr if path.suffix == ".zarr" else _open_pt)(path)
+        zarr = path.suffix.lower() == ".zarr"
+        source, frame_paths, meta, dtype = (open_zarr if zarr else _open_pt)(path)
         if len(source.shape) != 5 or 0 in source.shape:
             raise InputError(
-                f"{path}: expected '{KEY}' of shape [W, T, H, W, C], found {list(source.shape)}; re-extract it"
+                f"{path}: expected '{KEY}' of shape [W, T, H, W, C], found {list(source.shape)}, which is no pack's "
+                "layout; write windows, frames, rows, columns and channels as axes of their own (data/README.md)"
             )
         if not isinstance(meta, dict):
-            raise InputError(f"{path}: expected 'meta' to be a dict, found a {type(meta).__name__}; re-extract it")
+            raise InputError(
+                f"{path}: expected 'meta' to be a dict, found a {type(meta).__name__}; write it as one, or leave it out"
+            )
+        if dtype not in DTYPES:
+            raise InputError(
+                f"{path}: expected fp16, bf16 or fp32 features, found {dtype}; convert it once with: "
+                f"{conversion(path)} --dtype fp32"
+            )
         shape = tuple(source.shape)
-        box = token_box(meta, shape[2:4], expert, raw_size)
-        return cls(path, source, shape, dtype, locate(path, frame_paths, shape[:2]), box, meta)
+        return cls.known(path, source, shape, dtype, locate(path, frame_paths, shape[:2]), meta, expert, raw_size)
+
+    @classmethod
+    def known(
+        cls, path: Path, source: Source, shape: Shape, dtype: torch.dtype, copies: dict[str, list[tuple[int, int]]],
+        meta: dict[str, Any], expert: str = "", raw_size: tuple[int, int] | None = None,
+    ) -> FeaturePack:  # fmt: skip
+        """The pack of a file of which everything is known. Raises InputError where its grid cannot be placed."""
+        try:
+            box, doubt = token_box(meta, shape[2:4], expert, raw_size), box_doubt(meta, shape[2:4], expert, raw_size)
+            _same_shape(meta, shape)
+        except InputError as e:
+            raise InputError(f"{path}: {e}") from None
+        return cls(path, source, shape, dtype, copies, box, meta, doubt)
 
     @property
     def steps(self) -> list[str]:
@@ -234,71 +241,19 @@ def choose(places: list[tuple[int, int]], copy: str, frames: int) -> tuple[int, 
     return min(places, key=lambda p: -p[1] if copy == "last" else abs(p[1] - middle))
 
 
-# -- geometry of the grid
-
-
-def grid_coordinates(
-    positions: np.ndarray, grid: tuple[int, int], box: tuple[float, float, float, float]
-) -> np.ndarray:
-    """Fractions of the image `[..., 2]` -> places on a grid in cells `[..., 2]`; cell j covers [j, j + 1).
-
-    Rounded to 1e-9 cells, so that a place on a border is on it, whatever the sizes.
-
-    >>> grid_coordinates(np.array([1 / 49, 0.5]), (10, 49), (0.0, 0.0, 1.0, 1.0))
-    array([1., 5.])
-    """
-    positions = np.asarray(positions, float)
-    places = np.empty(positions.shape)
-    for axis, cells in enumerate(grid[::-1]):  # x, then y
-        start, end = box[axis], box[axis + 2]
-        np.multiply(positions[..., axis] - start, cells / (end - start), out=places[..., axis])
-    return np.round(places, 9, out=places)
-
-
-def grid_cells(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Row-major cell `[...]` under places `[..., 2]` of a grid; -1 outside."""
-    col, row = np.floor(places[..., 0]).astype(np.int64), np.floor(places[..., 1]).astype(np.int64)
-    h, w = grid
-    return np.where((col >= 0) & (col < w) & (row >= 0) & (row < h), row * w + col, -1)
-
-
-def token_box(
-    meta: dict[str, Any], grid: tuple[int, int], expert: str = "", raw_size: tuple[int, int] | None = None
-) -> tuple[float, float, float, float]:
-    """Part of the original image, as fractions (x0, y0, x1, y1), that an expert's grid covers.
-
-    Our own packs say it. VGGT keeps the middle 518 rows of an image that is taller than wide after scaling its
-    width to 518; Depth Anything 3 in a cropping mode keeps the middle of the image scaled to 504 on its longest
-    side. Everything else resizes the whole image. Unknown raw size: the whole image is assumed.
-
-    >>> token_box({"model_name": "VGGT"}, (37, 37), raw_size=(1036, 518))
-    (0.0, 0.25, 1.0, 0.75)
-    """
-    if "box" in meta:
-        x0, y0, x1, y1 = map(float, meta["box"])
-        return x0, y0, x1, y1
-    name = f"{meta.get('model_name', '')} {expert}".lower()
-    height, width = meta.get("raw_size") or raw_size or (0, 0)
-    if "vggt" in name and height:
-        scaled = round(height * 518 / width / 14) * 14
-        if scaled > 518:
-            top = (scaled - 518) // 2
-            return 0.0, top / scaled, 1.0, (top + 518) / scaled
-    if "crop" in str(meta.get("process_res_method", "")) and height:
-        scaled = [round(side * 504 / max(height, width)) for side in (height, width)]
-        kept = [14 * cells for cells in grid]
-        (y0, y1), (x0, x1) = (((s - k) // 2 / s, ((s - k) // 2 + k) / s) for s, k in zip(scaled, kept, strict=True))
-        return x0, y0, x1, y1
-    return 0.0, 0.0, 1.0, 1.0
-
-
 # -- reading files
 
 
-def load_torch(path: Path, refused: str, mmap: bool = False) -> Any:
+def conversion(path: Path) -> str:
+    """The command that converts the root of a pack."""
+    return f"python tools/pack_features.py --from {path.parent.parent} --out NEW_ROOT"
+
+
+def load_torch(path: Path, refused: str, mmap: bool = False, again: str = "re-extract it") -> Any:
     """What a torch file holds. Never runs code that is stored in it.
 
-    Raises InputError naming the file when it is unreadable, or needs code (`refused` says what to do then).
+    Raises InputError naming the file when it is unreadable (a damaged one is to be made `again`), or needs code
+    (`refused` says what to do then).
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -310,13 +265,14 @@ def load_torch(path: Path, refused: str, mmap: bool = False) -> Any:
             ) from None
         reason = first_line(str(e).split("WeightsUnpickler error: ")[-1] or e)
         reason = "no zip archive" if "mmap can only be used" in reason else reason
-        raise InputError(f"{path}: not a readable torch file ({reason}); re-extract it") from None
+        what = remedy(path, again, "write it with torch.save, tensors and plain values only", reason)
+        raise InputError(f"{path}: not a readable torch file ({reason}); {what}") from None
 
 
 def _open_pt(path: Path) -> tuple[Stored | np.ndarray, Any, Any, torch.dtype]:
     """The features or where they lie, the file's frame_paths and meta as they are, and the features' type."""
-    convert = f"python tools/pack_features.py --from {path.parent.parent} --out NEW_ROOT"
-    if path.is_file() and path.open("rb").read(len(_OLD_TORCH)) == _OLD_TORCH:
+    convert = conversion(path)
+    if _begins(path, _OLD_TORCH):
         raise InputError(
             f"{path}: in the torch format of before 2020, which cannot be mapped; convert it once with: {convert}"
         )
@@ -328,47 +284,81 @@ def _open_pt(path: Path) -> tuple[Stored | np.ndarray, Any, Any, torch.dtype]:
         )
     if not isinstance(raw, dict) or not isinstance(raw.get(KEY), torch.Tensor):
         found = f"a dict with {sorted(map(str, raw))}" if isinstance(raw, dict) else f"a {type(raw).__name__}"
-        raise InputError(f"{path}: expected a dict with the tensor '{KEY}', found {found}; re-extract this episode")
+        raise InputError(
+            f"{path}: expected a dict with the tensor '{KEY}', found {found}, which is no pack of features; "
+            "give the folder that holds them (data/README.md tells the layout)"
+        )
     features = raw[KEY].detach()
-    if features.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise InputError(f"{path}: expected fp16, bf16 or fp32 features, found {features.dtype}; re-extract it")
-    source = find(path, features) or bits(features)
+    if features.layout != torch.strided or features.is_quantized:
+        raise InputError(f"{path}: expected '{KEY}' as a plain tensor, found {features.layout}; write it dense")
+    source = find(path, features) or bits(features) if features.dtype in DTYPES else np.empty(features.shape, bool)
     return source, raw.get("frame_paths"), raw.get("meta") or {}, features.dtype
+
+
+def _begins(path: Path, with_bytes: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(with_bytes)) == with_bytes
+    except OSError:  # the reading itself will tell
+        return False
 
 
 def zarr_array(path: Path) -> zarr.Array[Any]:
     """The array `KEY` of a zarr group. Raises what zarr raises, and ValueError where that is no array."""
     import zarr
 
-    found = zarr.open_group(str(path), mode="r")[KEY]
+    found = zarr.open_group(str(path), mode="r", use_consolidated=False)[KEY]  # a consolidated copy may be older
     if not isinstance(found, zarr.Array):
         raise ValueError(f"'{KEY}' is a group")
     return found
 
 
-def open_zarr(path: Path) -> tuple[zarr.Array[Any], Any, Any, torch.dtype]:
-    """The features, the frame_paths and meta beside them as they are, and the features' type."""
+def open_zarr(path: Path) -> tuple[zarr.Array[Any], Any, Any, torch.dtype | str]:
+    """The features, the frame_paths and meta beside them as they are, and the features' type (a name: not torch's).
+
+    Raises InputError where there is no such array, or a part of it is missing.
+    """
     import zarr
 
     try:
         features = zarr_array(path)
         chunks = features.nchunks_initialized, features.nchunks
-    except (KeyError, ValueError, AttributeError, OSError, zarr.errors.BaseZarrError) as e:
-        raise InputError(f"{path}: expected a zarr group with the array '{KEY}' ({first_line(e)})") from None
-    if chunks[0] < chunks[1]:  # zarr would read the others as zeros
-        raise InputError(f"{path}: unfinished, only {chunks[0]} of {chunks[1]} chunks are there; re-extract it")
-    dtype = {"float16": torch.float16, "float32": torch.float32}.get(str(features.dtype))
-    if dtype is None:
-        raise InputError(f"{path}: expected float16 or float32 features, found {features.dtype}")
+    except (KeyError, ValueError, AttributeError, TypeError, OSError, zarr.errors.BaseZarrError) as e:
+        what = remedy(path, "re-extract it", "data/README.md tells the layout", str(e))
+        raise InputError(
+            f"{path}: expected a zarr group with the array '{KEY}', found: {first_line(e)}; {what}"
+        ) from None
+    whole_zarr(path, features, chunks)
+    shape = read_json_beside(path, "shape.json")
+    if isinstance(shape, list) and shape and isinstance(shape[0], int) and tuple(shape) != tuple(features.shape):
+        raise InputError(
+            f"{path}: shape.json says {shape}, the array has {list(features.shape)}: they are of two extractions, or "
+            "one was interrupted; re-extract it, or remove shape.json if the array is the right one"
+        )
+    dtype = {"float16": torch.float16, "float32": torch.float32}.get(str(features.dtype), str(features.dtype))
     return features, read_json_beside(path, "frame_paths.json"), read_json_beside(path, "meta.json") or {}, dtype
+
+
+def whole_zarr(path: Path, array: zarr.Array[Any], chunks: tuple[int, int] | None = None) -> None:
+    """Raises InputError where a zarr array lacks chunks, which zarr would read as its fill value without a word."""
+    there, all_of_them = chunks or (array.nchunks_initialized, array.nchunks)
+    if there < all_of_them:
+        raise InputError(
+            f"{path}: unfinished, only {there} of {all_of_them} chunks are there, and the others would read as "
+            f"{array.fill_value}; re-extract it (if these chunks hold nothing else, write them with write_empty_chunks)"
+        )
 
 
 @functools.lru_cache(maxsize=2)  # one chunk is one window; reading in order meets it T times
 def _zarr_window(pack: FeaturePack, window: int) -> np.ndarray:
     try:
-        return np.asarray(pack.features[window])
-    except (RuntimeError, ValueError, OSError) as e:
+        found = np.asarray(pack.features[window])
+    except (RuntimeError, ValueError, TypeError, OSError) as e:
         raise InputError(f"{pack.path}: window {window} is unreadable ({first_line(e)}); re-extract it") from None
+    array: Any = pack.features
+    if array.shards and (found == array.fill_value).all(axis=(1, 2, 3)).any():  # holes in shards are not counted
+        raise InputError(f"{pack.path}: window {window} has frames that were never written; re-extract it")
+    return found
 
 
 def locate(path: Path, frame_paths: object, shape: tuple[int, int]) -> dict[str, list[tuple[int, int]]]:
@@ -381,10 +371,28 @@ def locate(path: Path, frame_paths: object, shape: tuple[int, int]) -> dict[str,
     if names != [shape[1]] * shape[0]:
         raise InputError(
             f"{path}: expected frame_paths as {shape[0]} lists of {shape[1]} names, "
-            f"found {len(names)} lists with {sorted(set(names))} names; re-extract this episode"
+            f"found {len(names)} lists with {sorted(set(names))} names; name every frame of every window, or "
+            "re-extract this episode if features and names are of two extractions"
         )
     copies: dict[str, list[tuple[int, int]]] = {}
+    behind: dict[str, str] = {}  # step -> its file
     for w, window in enumerate(windows):
         for t, name in enumerate(window):
-            copies.setdefault(step_name(name), []).append((w, t))
+            step = step_name(name)
+            if behind.setdefault(step, name) != name:
+                raise InputError(
+                    f"{path}: two frames, {behind[step]} and {name}, would both be the step {step!r}; give frames of "
+                    "one episode names of their own, and those of two cameras an episode each"
+                )
+            copies.setdefault(step, []).append((w, t))
     return copies
+
+
+def _same_shape(meta: dict[str, Any], shape: Shape) -> None:
+    """Raises InputError where a pack says another grid than its features have."""
+    told = meta.get("grid")
+    if isinstance(told, list | tuple) and len(told) == 2 and tuple(told) != tuple(shape[2:4]):
+        raise InputError(
+            f"its meta says a grid of {told[0]} x {told[1]} tokens, its features have {shape[2]} x {shape[3]}, so it "
+            "is not known where they lie; correct 'grid' and 'box' in meta, or re-extract this episode"
+        )

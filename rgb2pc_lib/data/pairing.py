@@ -7,21 +7,21 @@ a batch only looks rows up.
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from torch import nn
 
+from rgb2pc_lib.data.listing import IMAGES, first, natural_key, timeline
 from rgb2pc_lib.data.pack_index import PackIndex
 from rgb2pc_lib.data.packs import FeaturePack, list_packs
+from rgb2pc_lib.data.pictures import image_size
 from rgb2pc_lib.data.teacher import TeacherFile, list_teacher
-from rgb2pc_lib.data.workspace import Workspace, natural_key
+from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 
 OK = "ok"
@@ -36,12 +36,14 @@ class Pairing:
     """What every expert and the teacher have, opened once.
 
     `table` has the columns task, episode, step, time, one per expert, and teacher; the last ones hold "ok" or the
-    reason why that step is missing there. `time` is the number in the step's name (its rank where it has none).
+    reason why that step is missing there. `time` is the number that counts the step, or its rank
+    (`listing.timeline`). `notes` tell what was assumed about the packs.
     """
 
     table: pd.DataFrame
     packs: dict[str, dict[tuple[str, str], FeaturePack]]  # expert -> (task, episode) -> pack
     teacher: dict[tuple[str, str], dict[str, TeacherFile]]  # (task, episode) -> step -> file
+    notes: list[str] = field(default_factory=list)
 
     @property
     def experts(self) -> list[str]:
@@ -84,25 +86,9 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     workspace.require(*["teacher"] * teacher, "experts")
     if bad := [n for n in workspace.experts if n in RESERVED or "." in n or not n or hasattr(nn.ModuleDict, n)]:
         raise InputError(f"an expert cannot be called {', '.join(bad) or 'nothing'}; rename it, without dots")
-    root = workspace.teacher if teacher else None
-    files = list_teacher(root, workspace.teacher_tag) if root else {}
-    packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
     broken: dict[tuple[str, tuple[str, str]], str] = {}
-    for path in root.glob("*/*.zarr") if root else ():
-        key = (path.parent.name, path.stem)
-        if key not in files and (not tasks or key[0] in tasks):
-            broken["teacher", key] = f"{path}: no frame_paths.json, so its steps cannot be paired by name"
-    raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
-    for name, folder in workspace.experts.items():
-        index = PackIndex(folder)
-        for key, path in list_packs(folder).items():
-            if tasks and key[0] not in tasks:
-                continue
-            try:
-                packs[name][key] = index.open(path, name, raw_size(key))
-            except InputError as e:
-                broken[name, key] = str(e)
-        index.save()
+    files = _list_teacher(workspace, tasks, broken) if teacher else {}
+    packs = _open_packs(workspace, tasks, broken)
     episodes = sorted(
         {*files, *(k for found in packs.values() for k in found), *(key for _, key in broken)},
         key=lambda k: (natural_key(k[0]), natural_key(k[1])),
@@ -117,17 +103,67 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
         have: dict[str, Collection[str] | None]
         have = {name: found[key].copies if key in found else None for name, found in packs.items()}
         have["teacher"] = files.get(key)
-        steps = sorted({s for steps in have.values() if steps for s in steps}, key=natural_key)
-        steps = steps or [""]  # nothing of this episode is readable: one row that says why
+        when = timeline({s for steps in have.values() if steps for s in steps}, one_series=False)
+        when = when or {"": 0}  # nothing of this episode is readable: one row that says why
+        steps = list(when)
         columns["task"] += [key[0]] * len(steps)
         columns["episode"] += [key[1]] * len(steps)
         columns["step"] += steps
-        columns["time"] += _times(steps)
+        columns["time"] += when.values()
         for name, there in have.items():
             missing = broken.get((name, key), NO_EPISODE)
             columns[name] += [missing if there is None else OK if step in there else NO_STEP for step in steps]
     _same_layout(packs)
-    return Pairing(pd.DataFrame(columns), packs, files)
+    return Pairing(pd.DataFrame(columns), packs, files, _doubts(packs))
+
+
+def _list_teacher(
+    workspace: Workspace, tasks: list[str] | None, broken: dict[tuple[str, tuple[str, str]], str]
+) -> dict[tuple[str, str], dict[str, TeacherFile]]:
+    """The teacher's files; what is wrong with an episode is put into `broken`."""
+    root, faults = workspace.teacher, dict[tuple[str, str], str]()
+    if root is None:
+        return {}
+    files = list_teacher(root, workspace.teacher_tag, faults)
+    for key in list(files):
+        if said := _two_series(root / key[0] / key[1], files[key]):
+            faults[key] = said
+            del files[key]
+    broken |= {("teacher", key): said for key, said in faults.items() if not tasks or key[0] in tasks}
+    return files
+
+
+def _open_packs(
+    workspace: Workspace, tasks: list[str] | None, broken: dict[tuple[str, tuple[str, str]], str]
+) -> dict[str, dict[tuple[str, str], FeaturePack]]:
+    """All packs that can be opened; what is wrong with the others is put into `broken`."""
+    packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
+    raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
+    for name, folder in workspace.experts.items():
+        index = PackIndex(folder)
+        for key, path in list_packs(folder).items():
+            if tasks and key[0] not in tasks:
+                continue
+            try:
+                pack = index.open(path, name, raw_size(key))
+            except InputError as e:
+                broken[name, key] = str(e)
+                continue
+            if said := _two_series(path, pack.copies):
+                broken[name, key] = said
+            else:
+                packs[name][key] = pack
+        index.save()
+    return packs
+
+
+def _two_series(path: Path, steps: Iterable[str]) -> str:
+    """What is wrong with a file or folder whose steps are frames of two series."""
+    try:
+        timeline(steps)
+    except InputError as e:
+        return f"{path}: {e}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -316,21 +352,26 @@ def _missing_message(pairing: Pairing, members: np.ndarray, lacking: dict[str, n
     return "; ".join(parts) + ". Use --pairing_fallback skip or random, or re-extract what is missing"
 
 
-def _times(steps: list[str]) -> list[int]:
-    numbers = [int(found[1]) for found in (re.search(r"(\d+)$", s) for s in steps) if found]
-    return numbers if len(numbers) == len(steps) else list(range(len(steps)))
+def _doubts(packs: dict[str, dict[tuple[str, str], FeaturePack]]) -> list[str]:
+    """What was assumed about where grids lie, one line for each expert and reason."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for name, by_episode in packs.items():
+        for pack in by_episode.values():
+            if pack.doubt:
+                found.setdefault((name, pack.doubt), []).append(pack.path)
+    return [
+        f"{name}: {doubt} ({len(paths)} of {len(packs[name])} packs, such as {paths[0]})"
+        for (name, doubt), paths in found.items()
+    ]
 
 
 def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None:
-    """Height and width in pixels of an episode's RGB frames, where there are any."""
-    folder = rgb and rgb / key[0] / key[1]
-    if not folder or not folder.is_dir():
+    """Height and width in pixels of an episode's RGB frames, where there are any that can be read."""
+    frame = first(rgb / key[0] / key[1], *IMAGES) if rgb else None
+    try:
+        return image_size(frame) if frame else None
+    except InputError:  # whoever needs this frame is told
         return None
-    frame = next((p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg")), None)
-    if frame is None:
-        return None
-    with Image.open(frame) as image:
-        return image.height, image.width
 
 
 def _same_layout(packs: dict[str, dict[tuple[str, str], FeaturePack]]) -> None:

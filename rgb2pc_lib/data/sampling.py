@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from rgb2pc_lib.data.geometry import Layout
 from rgb2pc_lib.data.mapped import Frames
-from rgb2pc_lib.data.packs import FeaturePack, Layout, Unmapped
+from rgb2pc_lib.data.packs import FeaturePack, Unmapped
 from rgb2pc_lib.data.pairing import Samples
 from rgb2pc_lib.data.resident import Resident, fits
 from rgb2pc_lib.data.teacher import subsampled_mean, teacher_table

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rgb2pc_lib.data.clouds import Cloud, read_ply, transform
 from rgb2pc_lib.data.geometry import uv_to_fractions
+from rgb2pc_lib.data.numbers import as_positions, numbers
 from rgb2pc_lib.data.packs import load_torch
 from rgb2pc_lib.data.pairing import Samples, frame_size
 from rgb2pc_lib.data.states import poses, rows_of, state_file, state_once
-from rgb2pc_lib.data.teacher import TeacherFile, as_array
+from rgb2pc_lib.data.teacher import AGAIN, TeacherFile, as_array
 from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 
@@ -39,6 +41,7 @@ class PointReader:
 
     def __post_init__(self) -> None:
         table = self.samples.pairing.table
+        self.looked: set[int] = set()  # samples whose pixels were compared with their image
         self.rows: list[int] = self.samples.teacher_rows[:, 0].tolist()
         self.where: list[tuple[str, str, str]] = list(zip(table["task"], table["episode"], table["step"], strict=True))
 
@@ -71,14 +74,24 @@ class PointReader:
         return uv_to_fractions(self.uv(sample), self.size(sample))
 
     def uv(self, sample: int) -> np.ndarray:
-        """Where the points are seen, `[N, 2]` pixel indices. Raises InputError where no file tells."""
-        return self._places(sample)[0]
+        """Where the points are seen, `[N, 2]` pixel indices.
+
+        Raises InputError where no file tells, and for what cannot be pixels of this image.
+        """
+        uv = self._places(sample)[0]
+        if sample not in self.looked:
+            _refuse_other_pixels(uv, self.size(sample), self.file(sample).path)
+            self.looked.add(sample)
+        return uv
 
     def xyz(self, sample: int) -> np.ndarray:
         """Where the points are, `[N, 3]` m. Raises InputError where no file tells."""
         xyz = self._places(sample)[1]
         if xyz is None:
-            raise InputError(f"{self.file(sample).path}: no 'pc' [N, 3], which is needed here; re-extract this step")
+            raise InputError(
+                f"{self.file(sample).path}: no 'pc' [N, 3], which is needed here; extract the teacher with it, or name "
+                "clouds with u and v (--cloud_root)"
+            )
         return xyz
 
     def world(self, sample: int) -> np.ndarray:
@@ -109,7 +122,7 @@ class PointReader:
         if found is None:
             raise InputError(
                 f"{file.path}: no 'uv' [N, 2] beside its features, so it is not known where its points are seen; "
-                "re-extract this step with uv, or use --point_target xyz with clouds that have u and v"
+                "extract the teacher with uv, or use --point_target xyz with clouds that have u and v"
             )
         return found
 
@@ -119,13 +132,13 @@ def point_features(file: TeacherFile, which: np.ndarray) -> np.ndarray:
 
     Raises InputError when the file is unreadable.
     """
-    return as_array(_opened(file.path)["pc_feat"][which])
+    return as_array(_opened(file.path)["pc_feat"][which], file.path)
 
 
 @functools.lru_cache(maxsize=4096)
 def _opened(path: Path) -> Any:
     """What a step's file holds, mapped where it lies."""
-    return load_torch(path, "extract this step again", mmap=True)
+    return load_torch(path, AGAIN, mmap=True, again=AGAIN)
 
 
 @functools.lru_cache(maxsize=8192)  # 20 KB each for 1,024 points
@@ -139,10 +152,34 @@ def _teacher_places(path: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
         shape = list(getattr(feat, "shape", []))
         raise InputError(
             f"{path}: expected 'pc_feat' [N, E] and 'uv' [N, 2] of the same points, "
-            f"found {shape} and {list(uv.shape)}; re-extract this step"
+            f"found {shape} and {list(uv.shape)}, so it is not known which belong together; {AGAIN} with uv"
         )
-    pc = raw.get("pc")
-    return as_array(uv), None if pc is None else as_array(pc)[:, :3]
+    uv, pc = numbers(as_array(uv, path), f"{path}", "uv"), raw.get("pc")
+    if pc is None:
+        return uv, None
+    if pc.ndim != 2 or len(pc) != len(feat) or pc.shape[1] < 3:
+        raise InputError(
+            f"{path}: expected 'pc' [N, 3] of the {len(feat)} points of 'pc_feat', found {list(pc.shape)}; {AGAIN}"
+        )
+    pc = pc.detach().double().numpy() if isinstance(pc, torch.Tensor) else np.asarray(pc)
+    return uv, as_positions(pc[:, :3], f"{path}: pc")
+
+
+def _refuse_other_pixels(uv: np.ndarray, size: tuple[int, int], path: Path) -> None:
+    """Raises InputError where most points lie outside an image of `size` (height, width), or all in its first pixel."""
+    height, width = size
+    if len(uv) > 1 and uv.min() >= 0 and uv.max() <= 1 and (uv % 1).any():
+        raise InputError(
+            f"{path}: uv from 0 to 1 are fractions of the image, expected pixels; multiply them by {width} and "
+            f"{height} and take away 0.5"
+        )
+    outside = ((uv < -0.5) | (uv >= np.array([width, height]) - 0.5)).any(1).mean() if len(uv) else 0
+    if outside > 0.5:
+        raise InputError(
+            f"{path}: {outside:.0%} of the points lie outside the image of {width} x {height} pixels (uv up to "
+            f"{uv[:, 0].max():.0f}, {uv[:, 1].max():.0f}): they are pixels of another image size; scale them, or name "
+            "the frames that they belong to (--rgb_root)"
+        )
 
 
 @functools.lru_cache(maxsize=8192)

@@ -13,17 +13,22 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from rgb2pc_lib.data.files.guarded import first_line, read_json_beside, read_npz
-from rgb2pc_lib.data.packs import load_torch, step_name, zarr_array
+from rgb2pc_lib.data.listing import entries, episodes, step_name
+from rgb2pc_lib.data.packs import load_torch, whole_zarr, zarr_array
 from rgb2pc_lib.data.workspace import CACHE
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, remedy
 
+if TYPE_CHECKING:  # zarr is imported where an array is opened
+    import zarr
+
+AGAIN = "extract this step again"
 _STEP_FILE = re.compile(r"^(?P<step>.+?)\.ply\.ulip_(?P<tag>.+)\.(pt|zarr)$")
 
 
@@ -44,28 +49,33 @@ class PointFeatures:
     uv: np.ndarray | None  # [N, 2]
 
 
-def list_teacher(root: Path, tag: str | None = None) -> dict[tuple[str, str], dict[str, TeacherFile]]:
+def list_teacher(
+    root: Path, tag: str | None = None, faults: dict[tuple[str, str], str] | None = None
+) -> dict[tuple[str, str], dict[str, TeacherFile]]:
     """(task, episode) -> step -> where its features lie; nothing is opened but pooled arrays' frame lists.
 
     Raises InputError when the root holds several tags and none is chosen, or one that is not there is, and when a
-    step stands there twice. Two tags are two teachers: their embeddings are never mixed.
+    step stands there twice or has no name: with `faults`, these are put there by episode, which is left out, instead.
+    Two tags are two teachers: their embeddings are never mixed.
     """
     found: dict[tuple[str, str], dict[str, TeacherFile]] = {}
     tags: dict[str, Path] = {}  # every tag, and one file that has it
-    for episode in sorted(root.glob("*/*")):
-        if episode.suffix == ".zarr":
-            steps = _pooled_steps(episode)
-        elif episode.is_dir():
-            steps = {}
-            for name in sorted(os.listdir(episode)):
-                if match := _STEP_FILE.match(name):
-                    tags.setdefault(match["tag"], episode / name)
-                    if match["tag"] == (tag or next(iter(tags))):
-                        _add(steps, match["step"], TeacherFile(episode / name))
-        else:
+    for task, path in episodes(root):
+        if path.suffix != ".zarr" and not path.is_dir():
             continue
-        for step, file in steps.items():
-            _add(found.setdefault((episode.parent.name, episode.name.removesuffix(".zarr")), {}), step, file)
+        key = task, path.name.removesuffix(".zarr")
+        try:
+            steps = _steps(path, tag, tags)
+            for step, file in steps.items():
+                _add(found.setdefault(key, {}), step, file)
+            if path.suffix == ".zarr" and not steps and faults is not None:
+                faults[key] = f"{path}: no frame_paths.json, so its steps cannot be paired by name; write them there"
+        except InputError as e:
+            if faults is None:
+                raise
+            faults[key] = str(e)
+    for key in faults or ():
+        found.pop(key, None)
     choose = "choose one with teacher_tag in the workspace or --teacher_tag"
     if tag is None and len(tags) > 1:
         listed = ", ".join(f"{t} ({path.relative_to(root)})" for t, path in sorted(tags.items()))
@@ -75,13 +85,40 @@ def list_teacher(root: Path, tag: str | None = None) -> dict[tuple[str, str], di
     return found
 
 
+def _steps(episode: Path, tag: str | None, tags: dict[str, Path]) -> dict[str, TeacherFile]:
+    """Of one episode's folder or pooled array; every tag that is met, and a file that has it, is added to `tags`."""
+    if episode.suffix == ".zarr":
+        return _pooled_steps(episode)
+    steps: dict[str, TeacherFile] = {}
+    for path in entries(episode, ".pt", ".zarr"):
+        if match := _STEP_FILE.match(path.name):
+            tags.setdefault(match["tag"], path)
+            if match["tag"] == (tag or next(iter(tags))):
+                _add(steps, match["step"], TeacherFile(path))
+    return steps
+
+
 def _pooled_steps(episode: Path) -> dict[str, TeacherFile]:
     names = read_json_beside(episode, "frame_paths.json")
     if names is None:  # without names its steps cannot be paired; the pairing table says so
         return {}
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise InputError(f"{episode / 'frame_paths.json'}: expected a flat list of the steps' names; write it again")
-    return {step_name(n): TeacherFile(episode, i) for i, n in enumerate(names)}
+        raise InputError(f"{episode / 'frame_paths.json'}: expected a flat list of the steps' names; write it so")
+    rows = _zarr(TeacherFile(episode, 0)).shape[0]
+    if rows != len(names):
+        raise InputError(
+            f"{episode}: {rows} embeddings and {len(names)} names in frame_paths.json, so it is not known which belong "
+            "together; write one name for each embedding"
+        )
+    steps: dict[str, TeacherFile] = {}
+    for i, name in enumerate(names):
+        if other := steps.get(step_name(name)):
+            raise InputError(
+                f"{episode}: two rows, {names[other.row or 0]} and {name}, would both be the step {step_name(name)!r}; "
+                "give each a name of its own in frame_paths.json"
+            )
+        steps[step_name(name)] = TeacherFile(episode, i)
+    return steps
 
 
 def _add(steps: dict[str, TeacherFile], step: str, file: TeacherFile) -> None:
@@ -96,15 +133,19 @@ def read_points(file: TeacherFile) -> PointFeatures:
     Raises InputError naming the file when it is unreadable or has no `pc_feat [N, E]`.
     """
     path = file.path
-    raw = load_torch(path, "extract this step again") if path.suffix == ".pt" else {"pc_feat": _read_zarr(file)}
+    raw = load_torch(path, AGAIN, again=AGAIN) if path.suffix == ".pt" else {"pc_feat": _read_zarr(file)}
     feat = raw.get("pc_feat") if isinstance(raw, dict) else None
     if feat is None or getattr(feat, "ndim", 0) != 2 or 0 in feat.shape:
         found = sorted(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__
         shape = "" if feat is None else f" with pc_feat of shape {list(getattr(feat, 'shape', []))}"
-        raise InputError(f"{path}: expected a dict with 'pc_feat' [N, E], found {found}{shape}; re-extract this step")
+        raise InputError(
+            f"{path}: expected a dict with 'pc_feat' [N, E], found {found}{shape}, which is no teacher's file; "
+            "write one row of features for each point (data/README.md)"
+        )
     uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
     pc = raw.get("pc")
-    return PointFeatures(as_array(feat), None if pc is None else as_array(pc), None if uv is None else as_array(uv))
+    known = (None if value is None else as_array(value, path) for value in (pc, uv))
+    return PointFeatures(as_array(feat, path), *known)
 
 
 def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool = True) -> np.ndarray:
@@ -121,10 +162,14 @@ def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool 
     stamps = [f"{f.path}|{f.row}|{states[f.path]}" for f in files]
     missing = [i for i, s in enumerate(stamps) if s not in known]
     for i in tqdm(missing, desc="teacher embeddings", unit="step", disable=not progress or len(missing) < 500):
-        mean = read_points(files[i]).pc_feat.mean(0)
+        feat = read_points(files[i]).pc_feat
+        known[stamps[i]] = mean = feat.mean(0)
         if not np.isfinite(mean).all():
-            raise InputError(f"{files[i].path}: pc_feat holds non-finite values; re-extract this step")
-        known[stamps[i]] = mean
+            bad = int((~np.isfinite(feat)).any(1).sum())
+            raise InputError(
+                f"{files[i].path}: pc_feat holds non-finite values, NaN or infinite, in {bad} of {len(feat)} points; "
+                "re-extract this step from a cloud without points of no position, or remove the file"
+            )
     widths = {len(known[s]): f.path for s, f in zip(stamps, files, strict=True)}
     if len(widths) > 1:
         listed = "; ".join(f"{w} in {p}" for w, p in widths.items())
@@ -168,17 +213,42 @@ def _state(path: Path) -> str:
     return f"{sum(s.st_size for s in stats)}|{max(s.st_mtime_ns for s in stats)}"
 
 
-def as_array(value: Any) -> np.ndarray:
-    """A tensor or an array as float32."""
-    return np.asarray(value.detach().float() if isinstance(value, torch.Tensor) else value, np.float32)
+def as_array(value: Any, path: Path) -> np.ndarray:
+    """A tensor or an array as float32. Raises InputError naming the file for what are no plain numbers."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        value = value.float().numpy() if value.layout == torch.strided and not value.is_complex() else object()
+    array: np.ndarray = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{path}: expected plain tensors or arrays of numbers, found {array.dtype}; write them so")
+    return array.astype(np.float32, copy=False)
 
 
-def _read_zarr(file: TeacherFile) -> np.ndarray:
+def _zarr(file: TeacherFile) -> zarr.Array[Any]:
+    """The array of a step's points, or of an episode's embeddings. Raises InputError where it lacks chunks."""
     import zarr
 
     try:
-        if file.row is not None:
-            return np.asarray(zarr_array(file.path)[file.row])[None]
-        return np.asarray(zarr.open_array(str(file.path), mode="r")[:])
-    except (KeyError, ValueError, IndexError, OSError, zarr.errors.BaseZarrError) as e:
-        raise InputError(f"{file.path}: not a readable zarr array ({first_line(e)}); re-extract it") from None
+        if file.row is None:
+            array = zarr.open_array(str(file.path), mode="r")
+        else:
+            array = zarr_array(file.path)
+        whole_zarr(file.path, array)
+    except (KeyError, ValueError, AttributeError, TypeError, OSError, zarr.errors.BaseZarrError) as e:
+        raise _no_zarr(file, e) from None
+    return array
+
+
+def _read_zarr(file: TeacherFile) -> np.ndarray:
+    array = _zarr(file)
+    try:
+        return np.asarray(array[:] if file.row is None else array[file.row : file.row + 1])
+    except (RuntimeError, ValueError, TypeError, IndexError, OSError) as e:
+        raise _no_zarr(file, e) from None
+
+
+def _no_zarr(file: TeacherFile, e: Exception) -> InputError:
+    if isinstance(e, InputError):
+        return e
+    what = remedy(file.path, AGAIN, "data/README.md tells the layout", str(e))
+    return InputError(f"{file.path}: not a readable zarr array ({first_line(e)}); {what}")

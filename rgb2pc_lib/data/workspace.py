@@ -7,7 +7,6 @@ moving to one's own data means copying `data/sample.toml` and changing five line
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -153,12 +152,3 @@ def parse_expert_root(text: str) -> tuple[str, Path]:
     if stem == folder.name or not stem:
         raise InputError(f"{text}: cannot tell the expert's name; write NAME={text} or name the folder features_<name>")
     return stem.split("_")[0], folder
-
-
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that counts: step_2 before step_10.
-
-    >>> sorted(["step_10", "step_2"], key=natural_key)
-    ['step_2', 'step_10']
-    """
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.packs import Layout, choose
+from rgb2pc_lib.data.geometry import Layout
+from rgb2pc_lib.data.packs import choose
 from rgb2pc_lib.data.pairing import OK, Pairing, Samples, pair, refuse_broken
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice
 from rgb2pc_lib.data.workspace import Workspace

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +14,26 @@ from tqdm import tqdm
 
 from rgb2pc_lib.data.files.guarded import DAMAGE
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.workspace import CACHE, natural_key
-from rgb2pc_lib.encoders.extract import IMAGES, read_image
+from rgb2pc_lib.data.listing import IMAGES, VIDEOS, timeline, walk
+from rgb2pc_lib.data.pictures import RULES, read_image, read_video
+from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.errors import InputError
-
-VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 
 
 def read_frames(sources: Sequence[str | Path], every: int = 1) -> Iterator[tuple[str, str, np.ndarray]]:
     """(sequence, name, RGB pixels `[H, W, 3]` uint8) of all images and videos named, or lying in the folders named.
 
-    Images of a folder come in the order of their numbers and are named by their path inside it; frames of a video
-    are named `<file>#000012`, counted from 0. A sequence is a video or the images of one folder. `every` n keeps each
-    n-th frame of a video.
+    Images of a folder come in the order of time and are named by their path inside it, or by the whole path where two
+    sources share that; frames of a video are named `<file>#000012`, counted from 0. A sequence is a video or the images
+    of one folder. `every` n keeps each n-th frame of a video.
     Raises InputError naming what cannot be read; names are checked before anything is decoded.
     """
     if every < 1:
         raise InputError(f"--every: expected at least 1, found {every}")
-    for name, path in [file for source in map(Path, sources) for file in _files(source)]:
+    files = [file for source in map(Path, sources) for file in _files(source)]
+    shared = Counter(name for name, _ in files)
+    for short, path in files:
+        name = short if shared[short] == 1 else path.as_posix()
         if path.suffix.lower() in VIDEOS:
             yield from ((name, f"{name}#{i:06d}", image) for i, image in read_video(path, every))
         else:
@@ -38,13 +42,10 @@ def read_frames(sources: Sequence[str | Path], every: int = 1) -> Iterator[tuple
 
 def _files(source: Path) -> list[tuple[str, Path]]:
     if source.is_dir():
-        found = sorted(
-            (p for p in source.rglob("*") if p.suffix.lower() in IMAGES + VIDEOS),
-            key=lambda p: natural_key(p.relative_to(source).as_posix()),
-        )
+        found = walk(source, *IMAGES, *VIDEOS)
         if not found:
             raise InputError(f"{source}: expected images or videos below this folder, found none")
-        return [(p.relative_to(source).as_posix(), p) for p in found]
+        return [(p.relative_to(source).as_posix(), p) for p in _in_order(found)]
     if not source.is_file():
         raise InputError(f"{source}: no such file or folder")
     if source.suffix.lower() not in IMAGES + VIDEOS:
@@ -52,24 +53,13 @@ def _files(source: Path) -> list[tuple[str, Path]]:
     return [(source.name, source)]
 
 
-def read_video(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the frame, RGB pixels `[H, W, 3]` uint8) of a video, decoded one frame at a time.
-
-    Raises InputError when PyAV is not installed and for a file that is no video.
-    """
-    try:
-        import av
-    except ImportError:
-        raise InputError(f"{path}: reading a video needs PyAV; run: pip install 'rgb2pc[import]'") from None
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: expected a video, found a file without pictures")
-            for i, frame in enumerate(container.decode(video=0)):
-                if i % every == 0:
-                    yield i, frame.to_ndarray(format="rgb24")
-    except (av.error.FFmpegError, OSError) as e:
-        raise InputError(f"{path}: expected a readable video, found: {e}") from None
+def _in_order(files: list[Path]) -> list[Path]:
+    """Files, those of one folder together, in the order of time where their names tell one."""
+    ordered: list[Path] = []
+    for folder, some in groupby(files, key=lambda p: p.parent):
+        by_name = {p.name: p for p in some}
+        ordered += [folder / name for name in timeline(by_name, one_series=False)]
+    return ordered
 
 
 def in_batches(frames: Iterator[tuple[str, str, np.ndarray]], batch: int) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -105,7 +95,7 @@ def frame_cache(files: Sequence[Path], size: int, cache: Path | None = None, pro
     The cache is keyed by every file's path, size and time of change: a changed file is decoded anew.
     """
     stamps = [f"{path}|{(s := path.stat()).st_size}|{s.st_mtime_ns}" for path in files]
-    key = hashlib.sha256("\n".join([str(size), *stamps]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join([f"{size} px, decoder {RULES}", *stamps]).encode()).hexdigest()[:16]
     store, shape = (cache or CACHE) / "frames" / f"{key}.npy", (len(files), size, size, 3)
     if (known := _cached(store, shape)) is not None:
         return known

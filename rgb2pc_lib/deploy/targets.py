@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from rgb2pc_lib.data.files.guarded import read_npz
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.workspace import CACHE, natural_key
+from rgb2pc_lib.data.listing import natural_key, step_name
+from rgb2pc_lib.data.pictures import RULES
+from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.encoders.extract import Frames, list_frames
 from rgb2pc_lib.errors import InputError
@@ -56,9 +58,7 @@ def own_targets(run: Run) -> Targets:
     root = run.config.workspace.root("rgb")
     stored = run.embeddings()
     keys = pd.DataFrame({k: stored[k] for k in ("task", "episode", "step", "time")})
-    frames = {
-        (task, episode, file.stem): file for (task, episode), files in list_frames(root).items() for file in files
-    }
+    frames = {(*key, step_name(file.name)): file for key, files in list_frames(root).items() for file in files}
     wanted = list(zip(keys["task"], keys["episode"], keys["step"], strict=True))
     missing = [k for k in wanted if k not in frames]
     if missing:
@@ -91,7 +91,7 @@ def more_targets(
             write_atomic(stores[key], partial(np.savez, embeddings=table))
             known[key] = table
     files = [file for key in episodes for file in episodes[key]]
-    steps = [(t, e, file.stem, i) for (t, e), some in episodes.items() for i, file in enumerate(some)]
+    steps = [(t, e, step_name(file.name), i) for (t, e), some in episodes.items() for i, file in enumerate(some)]
     keys = pd.DataFrame(steps, columns=["task", "episode", "step", "time"])
     return Targets(keys, files, np.concatenate([known[key] for key in episodes]), np.zeros(len(files), bool))
 
@@ -105,6 +105,7 @@ def _stored(store: Path) -> np.ndarray | None:
 
 
 def _stamp(files: list[Path]) -> str:
-    """Of an episode's frames, wherever their folder lies: names, sizes and times of change."""
+    """Of an episode's frames, wherever their folder lies: names, sizes, times of change, and how they are decoded."""
     stats = [("/".join(file.parts[-3:]), file.stat()) for file in files]
-    return hashlib.sha256("\n".join(f"{f}|{s.st_size}|{s.st_mtime_ns}" for f, s in stats).encode()).hexdigest()[:16]
+    told = [f"decoder {RULES}", *(f"{f}|{s.st_size}|{s.st_mtime_ns}" for f, s in stats)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]

@@ -10,22 +10,21 @@ import pickle
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from rgb2pc_lib.data.workspace import natural_key
+from rgb2pc_lib.data.listing import IMAGES, step_name, steps
+from rgb2pc_lib.data.pictures import image_size, read_image
 from rgb2pc_lib.encoders.encode import BatchSize, encode_frames, frames_encoded, windows
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder
 from rgb2pc_lib.encoders.pack_file import DTYPES, layout, new_pack
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.ranks import rank, shard, world
 
-IMAGES = (".png", ".jpg", ".jpeg")
 # two packs with the same values here came from the same frames in the same way
 _IDENTITY = ("model_name", "weights", "img_size", "num_frames", "window_size", "stride", "num_windows", "save_dtype")
 
@@ -59,7 +58,7 @@ def extract(
         meta = encoder.meta(*image_size(files[0]))
         meta |= {"episode_dir": f"{task}/{episode}", "task_name": task, "episode_name": episode}
         if path.exists():
-            _check_kept(path, meta | layout(len(files), window, stride) | {"save_dtype": dtype})
+            _check_kept(path, files, meta | layout(len(files), window, stride) | {"save_dtype": dtype})
         else:
             todo.append((path, Frames(files), meta))
 
@@ -108,7 +107,7 @@ class Frames:
             if image.shape[:2] != (height, width):
                 raise InputError(
                     f"{file}: expected {width} x {height} pixels like the first frame of its episode, "
-                    f"found {image.shape[1]} x {image.shape[0]}; record the episode again in one size"
+                    f"found {image.shape[1]} x {image.shape[0]}; bring the frames of an episode to one size"
                 )
         return np.stack([image for _, image in images])
 
@@ -144,19 +143,14 @@ def gigabytes(size: int) -> str:
 
 
 def list_frames(rgb_root: Path, tasks: Iterable[str] = ()) -> dict[tuple[str, str], list[Path]]:
-    """(task, episode) -> its frames `<rgb_root>/<task>/<episode>/<step>.png|jpg` in the order of their numbers.
+    """(task, episode) -> its frames `<rgb_root>/<task>/<episode>/<step>.png|jpg` in the order of time.
 
-    Raises InputError for a missing root, a task without frames, and a step that stands there twice.
+    Raises InputError for a missing root, a task without frames, a step that stands there twice, and frames of two
+    series in one episode.
     """
     if not rgb_root.is_dir():
         raise InputError(f"{rgb_root}: expected a folder of RGB frames <task>/<episode>/step_0000.jpg, found none")
-    found: dict[tuple[str, str], list[Path]] = {}
-    for path in sorted(rgb_root.glob("*/*/*"), key=lambda p: natural_key(p.as_posix())):
-        if path.suffix.lower() in IMAGES:
-            files = found.setdefault((path.parts[-3], path.parts[-2]), [])
-            if files and files[-1].stem == path.stem:
-                raise InputError(f"{path}: this step is also there as {files[-1].name}; keep one of the two")
-            files.append(path)
+    found = {key: [*files.values()] for key, files in steps(rgb_root, IMAGES).items()}
     wanted = set(tasks)
     missing = wanted - {task for task, _ in found}
     if missing or not found:
@@ -166,33 +160,16 @@ def list_frames(rgb_root: Path, tasks: Iterable[str] = ()) -> dict[tuple[str, st
     return {key: files for key, files in found.items() if not wanted or key[0] in wanted}
 
 
-def read_image(path: Path) -> np.ndarray:
-    """RGB pixels `[H, W, 3]` uint8 of a PNG or JPEG. Raises InputError naming a file that cannot be decoded."""
-    with _readable(path), Image.open(path) as image:
-        return np.array(image.convert("RGB"))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width in pixels, from the file's head. Raises InputError naming a file that is no image."""
-    with _readable(path), Image.open(path) as image:
-        return image.height, image.width
-
-
-@contextmanager
-def _readable(path):
+def _check_kept(path: Path, files: Sequence[Path], expected: dict) -> None:
     try:
-        yield
-    except (OSError, SyntaxError, ValueError) as e:
-        raise InputError(f"{path}: expected a readable PNG or JPEG, found: {e}; record this frame again") from None
-
-
-def _check_kept(path: Path, expected: dict) -> None:
-    try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["meta"]
+        pack = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        found, names = pack["meta"], {step_name(name) for window in pack["frame_paths"] for name in window}
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as e:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise InputError(f"{path}: expected an extracted pack, found: {reason}; delete the file") from None
     differ = [f"{k} {found.get(k)} instead of {expected[k]}" for k in _IDENTITY if found.get(k) != expected[k]]
+    if not differ and (other := names ^ {step_name(file.name) for file in files}):
+        differ = [f"other frames, such as {min(other)}"]
     if differ:
         raise InputError(
             f"{path}: this pack was made with {', '.join(differ)}; "

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from rgb2pc_lib.data.mapped import bits, find
+from rgb2pc_lib.data.numbers import as_type
 from rgb2pc_lib.data.packs import KEY
 from rgb2pc_lib.encoders.encode import windows
 from rgb2pc_lib.errors import InputError
@@ -26,7 +27,8 @@ def new_pack(
     It is a torch file of the documented layout, laid out at once by `torch.save` and then filled, so the checksum that
     zip archives have of their entries stays zero; nothing that reads packs looks at it. The pack has a hidden name
     until all places are filled and on the disk; what an interrupted attempt left is overwritten by the next.
-    `meta["enc_embed_dim"]` says the channels. Raises InputError when tokens have another shape, or places are left.
+    `meta["enc_embed_dim"]` says the channels. Raises InputError when tokens have another shape, are no finite numbers
+    or do not fit into the type, and when places are left.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "task" / "episode_0000.pt"
@@ -51,14 +53,16 @@ def new_pack(
         torch.save(pack, unfinished)
     found, size = find(unfinished, features), features[0, 0].nbytes
     assert found is not None  # torch has just written it
+    names = [frame_paths[i] for rows in index for i in rows]
     left = set(range(shape[0] * shape[1]))
     with open(unfinished, "r+b") as f:
 
         def put(place, tokens):
             if tuple(tokens.shape) != shape[2:]:
                 raise InputError(f"{path}: expected tokens {list(shape[2:])} of a frame, found {list(tokens.shape)}")
+            stored = as_type(tokens, DTYPES[dtype], f"{path}, frame {names[place]}")
             f.seek(found.offset + place * size)
-            f.write(bits(tokens.to(DTYPES[dtype]).contiguous().cpu()).data)
+            f.write(bits(stored.contiguous().cpu()).data)
             left.discard(place)
 
         yield put

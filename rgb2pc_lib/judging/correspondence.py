@@ -20,11 +20,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from rgb2pc_lib.checks.sources import rgb_file
 from rgb2pc_lib.data.geometry import Placement, same_points
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.sampling import Gatherer, lattice
 from rgb2pc_lib.data.states import rows_of, state_file, state_once
 from rgb2pc_lib.data.step_points import PointReader
 from rgb2pc_lib.data.workspace import portable
-from rgb2pc_lib.encoders.extract import read_image
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.verdicts import interval
 from rgb2pc_lib.learning.metrics import unit

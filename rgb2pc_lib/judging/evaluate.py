@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rgb2pc_lib.data.listing import tasks as list_tasks
 from rgb2pc_lib.data.sampling import embedding_lattice
-from rgb2pc_lib.data.workspace import FAST, Workspace, natural_key, portable
+from rgb2pc_lib.data.workspace import FAST, Workspace, portable
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.probes import LOOKS, load_looks, load_proprioception, load_targets, probe_samples, scores
@@ -125,10 +126,11 @@ def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
     (30, 32, ['dinov3', 'vggt'])
     """
     steps = steps or (20 if FAST else 400)
-    config = Config(steps=steps, eval_every=0, save_every=steps, student_tokens=32).with_workspace(workspace)
+    chosen: dict[str, Any] = {"student_tokens": 32, "pooling": "blocks2", "loss_mse": 1.0}  # on validation episodes of the sample
+    config = Config(steps=steps, eval_every=0, save_every=steps, **chosen).with_workspace(workspace)
     if FAST:
-        tasks = sorted((p.name for p in workspace.root("teacher").iterdir()), key=natural_key)[:2]
-        config = dataclasses.replace(config, tasks=tuple(tasks), batch_size=32, student_tokens=32)
+        tasks = tuple(list_tasks(workspace.root("teacher"))[:2])
+        config = dataclasses.replace(config, tasks=tasks, batch_size=32, student_tokens=32)
     return config
 
 

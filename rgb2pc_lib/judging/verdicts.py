@@ -17,7 +17,7 @@ def verdict(long: pd.DataFrame, measure: str = "R@1", against: str = "uniform") 
     """Every student of a table on one measure, with 95 % t-intervals over seeds, in the order they came.
 
     Columns: mean, low, high, and the mean difference from `against`, paired by seed: difference, difference low,
-    difference high; seeds.
+    difference high; seeds. Raises KeyError when the student to compare `against` is not in the table.
 
     >>> long = pd.DataFrame({"model": ["uniform", "moe"] * 2, "seed": [0, 0, 1, 1], "measure": "R@1",
     ...                      "value": [0.5, 0.6, 0.5, 0.8]})

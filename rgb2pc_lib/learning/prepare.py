@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from rgb2pc_lib.data.pairing import Samples, pair, select, split
 from rgb2pc_lib.data.sampling import Batch, Gatherer, Planner
@@ -38,6 +40,8 @@ class Data:
     def open(cls, config: Config) -> Data:
         """Pair, select and split. Raises InputError for anything that is wrong with the input."""
         pairing = pair(config.workspace, list(config.tasks) or None)
+        for note in pairing.notes if ranks.rank() == 0 else ():
+            tqdm.write(f"note: {note}", file=sys.stderr)
         samples = select(
             pairing, config.strict_pairing, config.pairing_fallback, config.pooled_unit, config.window, config.seed
         )

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from rgb2pc_lib.data import system
 from rgb2pc_lib.data.files.guarded import first_line
+from rgb2pc_lib.data.listing import natural_key
 from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, list_packs, load_torch, locate, open_zarr
-from rgb2pc_lib.data.workspace import natural_key
 from rgb2pc_lib.errors import InputError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

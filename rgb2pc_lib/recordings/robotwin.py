@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, project, transform
-from rgb2pc_lib.data.workspace import natural_key
+from rgb2pc_lib.data.listing import natural_key
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.recordings.importers import Recording, choose_camera, optional
 

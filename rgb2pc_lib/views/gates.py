@@ -20,7 +20,7 @@ from PIL import Image
 
 from rgb2pc_lib.checks.sources import rgb_file, step_cloud
 from rgb2pc_lib.data.clouds import Cloud
-from rgb2pc_lib.encoders.extract import read_image
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.gates import GateReader, entropy, gate_means, variation
 from rgb2pc_lib.learning.runs import Run

@@ -16,8 +16,8 @@ from rgb2pc_lib.checks.sources import pixels_under, rgb_file, step_cloud
 from rgb2pc_lib.data.clouds import Cloud
 from rgb2pc_lib.data.packs import FeaturePack
 from rgb2pc_lib.data.pairing import OK, Pairing
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import Workspace
-from rgb2pc_lib.encoders.extract import read_image
 from rgb2pc_lib.errors import InputError
 
 SIDE = 260  # pixels of a picture

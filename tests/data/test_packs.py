@@ -13,7 +13,9 @@ import tiny
 import torch
 
 from rgb2pc_lib.data import mapped, system
-from rgb2pc_lib.data.packs import COPIES, FeaturePack, list_packs, step_name, token_box
+from rgb2pc_lib.data.geometry import token_box
+from rgb2pc_lib.data.listing import step_name
+from rgb2pc_lib.data.packs import COPIES, FeaturePack, list_packs
 from rgb2pc_lib.data.sampling import lattice
 from rgb2pc_lib.errors import InputError
 
@@ -283,8 +285,18 @@ def test_what_is_not_a_pack_is_named(tmp_path, content, message):
         FeaturePack.open(tmp_path / "ep.pt")
 
 
-@pytest.mark.parametrize("kind", ["cut", "text", "empty", "pickle", "folder", "missing"])
-def test_what_is_not_a_torch_file_is_named(tmp_path, kind):
+@pytest.mark.parametrize(
+    "kind, remedy",
+    [
+        ("cut", "it is cut short; re-extract it"),
+        ("empty", "it is empty; re-extract it"),
+        ("text", "write it with torch.save"),  # nothing shows that it was damaged
+        ("pickle", "write it with torch.save"),
+        ("folder", "write it with torch.save"),
+        ("missing", "there is no such file; check its path"),
+    ],
+)
+def test_what_is_not_a_torch_file_is_named(tmp_path, kind, remedy):
     path = save(tmp_path / "ep.pt", marked().half())
     whole = path.read_bytes()
     path.unlink()
@@ -294,7 +306,7 @@ def test_what_is_not_a_torch_file_is_named(tmp_path, kind):
         path.write_bytes(
             {"cut": whole[:-100], "text": b"features", "empty": b"", "pickle": pickle.dumps({"a": 1})}[kind]
         )
-    with pytest.raises(InputError, match=r"ep\.pt: not a readable torch file.*re-extract"):
+    with pytest.raises(InputError, match=rf"ep\.pt: not a readable torch file.*; {remedy}"):
         FeaturePack.open(path)
 
 

@@ -155,8 +155,13 @@ def test_a_pooled_array_per_episode(tmp_path, version):
 
 def test_pooled_names_that_do_not_fit(tmp_path):
     path = pooled(tmp_path / "push" / "ep_0.zarr", FEAT, names=[f"step_{i}" for i in range(9)])
-    with pytest.raises(InputError, match=r"ep_0\.zarr: not a readable zarr array"):
-        teacher_table(list(list_teacher(tmp_path)["push", "ep_0"].values()), tmp_path / "cache")
+    with pytest.raises(InputError, match=r"ep_0\.zarr: 7 embeddings and 9 names in frame_paths\.json"):
+        list_teacher(tmp_path)
+    (path / "frame_paths.json").write_text(str(["a/step_1.ply", "step_2", "b/step_1"] * 2 + ["x"]).replace("'", '"'))
+    with pytest.raises(InputError, match=r"two rows, a/step_1\.ply and b/step_1, would both be the step 'step_1'"):
+        list_teacher(tmp_path)
+    faults = {}
+    assert list_teacher(tmp_path, faults=faults) == {} and "would both be" in faults["push", "ep_0"]
     (path / "frame_paths.json").write_text('[["step_0", "step_1"]]')
     with pytest.raises(InputError, match=r"frame_paths\.json: expected a flat list"):
         list_teacher(tmp_path)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rgb2pc_lib.data.workspace import CACHE, SAMPLE, Workspace, natural_key, parse_expert_root
+from rgb2pc_lib.data.listing import natural_key
+from rgb2pc_lib.data.workspace import CACHE, SAMPLE, Workspace, parse_expert_root
 from rgb2pc_lib.errors import InputError
 
 GOOD = """

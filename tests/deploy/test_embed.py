@@ -8,10 +8,11 @@ import tiny
 import torch
 import torch.nn.functional as F
 
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import CACHE, PROJECT, SAMPLE, Workspace
 from rgb2pc_lib.deploy import embed
 from rgb2pc_lib.deploy.embed import Embedder, embed_packs
-from rgb2pc_lib.encoders.extract import extract, list_frames, read_image
+from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import ImageEncoder, square
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Config, Run

@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import SAMPLE, Workspace
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.export import EXAMPLE, export_onnx, open_onnx, parity
 from rgb2pc_lib.deploy.frames import resized
-from rgb2pc_lib.encoders.extract import list_frames, read_image
+from rgb2pc_lib.encoders.extract import list_frames
 from rgb2pc_lib.errors import InputError
 
 pytest.importorskip("onnxruntime", reason="pip install 'rgb2pc[deploy]'")

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from rgb2pc_lib.data.packs import FeaturePack, list_packs, token_box
+from rgb2pc_lib.data.geometry import token_box
+from rgb2pc_lib.data.packs import FeaturePack, list_packs
 from rgb2pc_lib.data.pairing import OK, pair
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import PROJECT, SAMPLE, Workspace
 from rgb2pc_lib.encoders import da3, vggt
 from rgb2pc_lib.encoders.encode import encode
-from rgb2pc_lib.encoders.extract import extract, list_frames, read_image
+from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import EXPERTS, STANDINS, describe, load_encoder
 from rgb2pc_lib.encoders.vit import normalise
 from rgb2pc_lib.errors import InputError
@@ -286,7 +288,7 @@ def test_from_frames_to_training(load, tmp_path):
     assert (pair(workspace).table[OFFICIAL] == OK).all().all()
     config = Config(steps=4, batch_size=4, student_tokens=16, fuse_dim=16, eval_every=0, save_dir=str(tmp_path / "run"))
     list(train(config.with_workspace(workspace)))
-    stored = Run.open(tmp_path / "run").embeddings()
+    stored = Run.open(tmp_path / "run").embeddings_of_all()
     assert len(stored["student"]) == 16 and np.isfinite(stored["student"]).all()
 
 

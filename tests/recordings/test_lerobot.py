@@ -13,8 +13,9 @@ import pytest
 import tiny
 from PIL import Image
 
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import PROJECT, Workspace
-from rgb2pc_lib.encoders.extract import list_frames, read_image
+from rgb2pc_lib.encoders.extract import list_frames
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.recordings.importers import choose_camera, import_recordings, slug
 from rgb2pc_lib.recordings.lerobot import list_lerobot, video_frames

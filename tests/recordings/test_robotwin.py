@@ -11,9 +11,10 @@ import tiny
 from PIL import Image
 
 from rgb2pc_lib.data.clouds import project, read_ply, transform
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import PROJECT, Workspace
 from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds
-from rgb2pc_lib.encoders.extract import list_frames, read_image
+from rgb2pc_lib.encoders.extract import list_frames
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.recordings.importers import import_recordings, write_workspace
 from rgb2pc_lib.recordings.robotwin import RobotwinOptions, list_robotwin

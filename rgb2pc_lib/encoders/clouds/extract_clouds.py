@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply
-from rgb2pc_lib.data.workspace import natural_key
+from rgb2pc_lib.data.listing import steps
+from rgb2pc_lib.data.numbers import as_type
 from rgb2pc_lib.encoders.encode import out_of_memory
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.ranks import rank, shard
 
 # encoder -> module of this package that holds a function `load_<encoder>(weights, device, frame) -> CloudEncoder`
 ENCODERS = {"pointnet": "points", "ulip": "ulip", "ulip2": "ulip"}
+_METRES = "give positions in metres"
 GREY = 0.5  # colour of points whose colour is unknown
 
 
@@ -69,12 +71,10 @@ def load_cloud_encoder(
 
 
 def list_clouds(root: Path) -> dict[tuple[str, str], list[Path]]:
-    """(task, episode) -> its clouds `<root>/<task>/<episode>/<step>.ply` in the order of their numbers."""
+    """(task, episode) -> its clouds `<root>/<task>/<episode>/<step>.ply` in the order of time."""
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder of clouds <task>/<episode>/step_0000.ply, found none")
-    found: dict[tuple[str, str], list[Path]] = {}
-    for path in sorted(root.glob("*/*/*.ply"), key=lambda p: natural_key(p.as_posix())):
-        found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
+    found = {key: [*files.values()] for key, files in steps(root, (".ply",)).items()}
     if not found:
         raise InputError(f"{root}: expected clouds <task>/<episode>/step_0000.ply, found none there")
     return found
@@ -87,10 +87,7 @@ def read_cloud(path: Path, grey: float = GREY) -> tuple[np.ndarray, Cloud]:
     """
     cloud = read_ply(path)
     if not len(cloud):
-        raise InputError(f"{path}: expected points, found an empty cloud; record or copy it again")
-    if not np.isfinite(cloud.xyz).all():
-        bad = int((~np.isfinite(cloud.xyz)).any(1).sum())
-        raise InputError(f"{path}: expected finite positions, found {bad} points without; remove those points")
+        raise InputError(f"{path}: expected points, found an empty cloud; remove the file, or record the step again")
     rgb = np.full_like(cloud.xyz, grey) if cloud.rgb is None else cloud.rgb.astype(np.float32) / 255
     return np.concatenate([cloud.xyz, rgb], 1), cloud
 
@@ -160,9 +157,8 @@ def extract_teacher(
                 same = list(group)
                 features = _encode(encoder, torch.from_numpy(np.stack([points for _, (points, _) in same])))
                 for i, ((path, target), (points, uv)) in enumerate(same):
-                    one = {name: value[i].half() for name, value in features.items()}
-                    if not all(value.isfinite().all() for value in one.values()):
-                        raise InputError(f"{path}: its features are not finite; expected positions in metres")
+                    what = f"{path}: its features"
+                    one = {k: as_type(v[i], torch.float16, what, _METRES) for k, v in features.items()}
                     pixels = {} if uv is None else {"uv": torch.from_numpy(uv)}
                     save(target, {"pc": torch.from_numpy(points), **pixels, **one, "encoder": encoder.made_by})
                 bar.update(len(same))

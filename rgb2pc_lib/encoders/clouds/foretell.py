@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rgb2pc_lib.data.files.guarded import check_npz
+from rgb2pc_lib.data.listing import step_name
 from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
 from rgb2pc_lib.encoders.clouds.extract_clouds import GREY, list_clouds, read_cloud
 from rgb2pc_lib.encoders.clouds.points import PointEncoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.losses import info_nce
 from rgb2pc_lib.learning.models import initialise
+
+_NEAR = 4.0  # m: up to here 16 bits tell a point to a millimetre
 
 
 @dataclass(frozen=True)
@@ -182,15 +185,19 @@ def load_recorded(*roots: Path, progress: bool = True) -> Recorded:
     ]
     points, told = [], []
     for paths, path in tqdm(episodes, unit="episode", disable=not progress):
-        points += [torch.from_numpy(read_cloud(p)[0]).half() for p in paths]
+        points += [torch.from_numpy(read_cloud(p)[0]) for p in paths]
+        if not path.exists():
+            raise InputError(f"{path}: expected tcp, opening, object of {len(paths)} steps, found no such file; add it")
         state = read_state(path)
-        check_npz(path, state, {"tcp": ("f", "S3"), "opening": ("f", "S"), "object": ("f", "S3")})
-        kept = rows_of(state, [p.stem for p in paths], path)
+        check_npz(path, state, {"tcp": ("f", "S3"), "opening": ("iuf", "S"), "object": ("f", "S3")})
+        kept = rows_of(state, [step_name(p.name) for p in paths], path)
         pose = poses(state, kept, path)
         if pose is None:
             raise InputError(f"{path}: clouds in a camera's frame, and no array world_to_camera [4, 4]; add it")
         tcp, thing = ((pose[:, :3, :3] @ state[k][kept][..., None])[..., 0] + pose[:, :3, 3] for k in ("tcp", "object"))
         told.append((tcp, state["opening"][kept], thing))
+    if all(some[:, :3].abs().max() <= _NEAR for some in points):
+        points = [some.half() for some in points]
     if len(sizes := {len(p) for p in points}) > 1:
         found = f"{min(sizes)} to {max(sizes)} points"
         raise InputError(f"{', '.join(map(str, roots))}: expected clouds of one size, found {found}; record them alike")

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from rgb2pc_lib.checks.sources import rgb_file, step_cloud
 from rgb2pc_lib.data.pairing import Pairing
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.teacher import list_teacher
 from rgb2pc_lib.data.workspace import Workspace
-from rgb2pc_lib.encoders.extract import read_image
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import ALARM, cloud_scene, cloud_trace, overlay, plain
