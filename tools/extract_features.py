@@ -76,7 +76,7 @@ def main(argv=None) -> int:
     args = parse(argv)
     try:
         workspace = Workspace.load(args.workspace)
-        rgb_root = args.rgb_root or workspace.require("rgb").rgb
+        rgb_root = args.rgb_root or workspace.root("rgb")
         weights = dict(args.weights)
         if not args.dry_run:  # all of them, before hours of work
             paths = {n: locate_weights(n, weights.get(n), args.allow_download) for n in args.encoder}

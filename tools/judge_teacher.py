@@ -60,24 +60,24 @@ def main(argv=None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.num_threads)
     workspace = Workspace.load(args.workspace)
-    state = args.state or workspace.require("state").state
+    state = args.state or workspace.root("state")
     paths = [
         (task, episode, path)
-        for (task, episode), steps in list_clouds(args.clouds or workspace.require("clouds").clouds).items()
+        for (task, episode), steps in list_clouds(args.clouds or workspace.root("clouds")).items()
         if args.only == "all" or randomised(state / task / f"{episode}.npz") == (args.only == "random")
         for path in steps
     ]
     keys = pd.DataFrame([(t, e, step_name(path.name)) for t, e, path in paths], columns=["task", "episode", "step"])
     targets = load_targets(state, keys)
     encoders = {"trained": load_point_encoder(args.weights), "untrained": PointEncoder()}
-    z = {name: [] for name in encoders}
+    z: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     for _, _, path in tqdm(paths, unit="cloud"):
         points = torch.from_numpy(read_cloud(path)[0])[None]
         for name, encoder in encoders.items():
             z[name].append(encoder.embed(points)[0].numpy())
     rows = {}
-    for name, embeddings in z.items():
-        embeddings = np.stack(embeddings)
+    for name, rows_of in z.items():
+        embeddings = np.stack(rows_of)
         folds = []
         for _, test in GroupKFold(4).split(embeddings, groups=keys["task"] + keys["episode"]):
             held_out = np.isin(np.arange(len(keys)), test)

@@ -94,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
             if bar is None:  # not before the input has proved good
                 bar = tqdm(total=config.steps, unit="step", desc=config.folder.name, disable=not speaks)
             bar.update(progress.step - bar.n)
-            bar.set_postfix(loss=f"{progress.loss:.3f}", **{k: f"{v:.2f}" for k, v in progress.gates.items()})
+            figures = {"loss": f"{progress.loss:.3f}", **{k: f"{v:.2f}" for k, v in progress.gates.items()}}
+            bar.set_postfix(dict(sorted(figures.items())))
             if progress.held_out and speaks:
                 shown = "  ".join(f"{k} {v:.3g}" for k, v in progress.held_out.items())
                 bar.write(f"step {progress.step}: held-out {shown}")

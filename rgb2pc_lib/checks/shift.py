@@ -167,7 +167,9 @@ def feature_check(pairing: Pairing, reach: int = 4, steps: int = 24, progress: b
         raise InputError(f"{len(episodes)} usable episode(s): at least two are needed to foretell one from others")
     gatherer = Gatherer(samples)
     teacher = gatherer.teacher_embeddings(samples.teacher_rows)  # [n, E]
-    curves, chance, likeness = {}, {}, {}
+    curves: dict[tuple[str, str], list[float]] = {}
+    chance: dict[tuple[str, str], float] = {}
+    likeness: dict[tuple[str, str], list[float]] = {}
     with tqdm(total=len(episodes), desc="feature check", unit="episode", disable=not progress) as bar:
         for b in range(blocks):  # episodes of a task stand together: dealt out in turn, every block has every task
             keys = list(episodes)[b::blocks]
@@ -177,9 +179,9 @@ def feature_check(pairing: Pairing, reach: int = 4, steps: int = 24, progress: b
             groups = [np.arange(end - len(i), end) for i, end in zip(looked_at, ends, strict=True)]
             partners = [_partners(place[i], place[episodes[key]], episodes[key], 2 * reach)
                         for i, key in zip(looked_at, keys, strict=True)]  # fmt: skip
-            found = _fit_curves(kernel, teacher, np.concatenate(looked_at), groups, partners, reach)
-            curves |= dict(zip(keys, found[0], strict=True))
-            chance |= dict(zip(keys, found[1], strict=True))
+            fits, levels = _fit_curves(kernel, teacher, np.concatenate(looked_at), groups, partners, reach)
+            curves |= dict(zip(keys, fits, strict=True))
+            chance |= dict(zip(keys, levels, strict=True))
             for key, rows, pairs in zip(keys, groups, partners, strict=True):
                 near = kernel[np.ix_(rows, rows)]
                 likeness[key] = [_same_distances(near, a, teacher[t]) for a, t in pairs[reach : 3 * reach + 1]]
@@ -216,17 +218,17 @@ def colour_check(
     """
     curves = {}
     grouped = pairing.table[pairing.table["step"] != ""].groupby(["task", "episode"], sort=False)["step"]
-    for key, names in tqdm(grouped, desc="colour check", unit="episode", disable=not progress):
+    for (task, episode), names in tqdm(grouped, desc="colour check", unit="episode", disable=not progress):
         names = names.tolist()
         names = names[max(0, (len(names) - steps) // 2) :][:steps]
-        clouds = [step_cloud(workspace, pairing, *key, s) for s in names]
-        clouds = [c[0] if c and c[0].rgb is not None and c[0].uv is not None else None for c in clouds]
-        files = [rgb_file(workspace, *key, s) for s in names]
-        images = [f and read_image(f) for f in files]
-        fit = {s: [-_colour_difference(clouds[t + s], image) for t, image in enumerate(images)
-                   if image is not None and 0 <= t + s < len(clouds) and clouds[t + s] is not None]
+        found_at = [step_cloud(workspace, pairing, task, episode, s) for s in names]
+        clouds = [c[0] if c and c[0].rgb is not None and c[0].uv is not None else None for c in found_at]
+        files = [rgb_file(workspace, task, episode, s) for s in names]
+        images = [read_image(f) if f else None for f in files]
+        fit = {s: [-_colour_difference(cloud, image) for t, image in enumerate(images)
+                   if image is not None and 0 <= t + s < len(clouds) and (cloud := clouds[t + s]) is not None]
                for s in range(-2 * reach, 2 * reach + 1)}  # fmt: skip
-        curves[key] = [np.mean(f) if len(f) >= LEAST_PAIRS else np.nan for f in fit.values()]
+        curves[task, episode] = [np.mean(f) if len(f) >= LEAST_PAIRS else np.nan for f in fit.values()]
     found = np.array(list(curves.values())).reshape(-1, 4 * reach + 1)
     if np.isnan(found[:, 2 * reach]).all():
         raise InputError("no episode has images and clouds with colours and uv; feature_check needs neither")
@@ -291,7 +293,8 @@ def _partners(looked_at, places, index, reach) -> list[tuple[np.ndarray, np.ndar
     found = []
     for shift in range(-reach, reach + 1):
         pairs = [(i, there[p + shift]) for i, p in enumerate(looked_at.tolist()) if p + shift in there]
-        found.append(tuple(np.array(pairs, int).reshape(-1, 2).T))
+        i, at = np.array(pairs, int).reshape(-1, 2).T
+        found.append((i, at))
     return found
 
 
@@ -330,5 +333,6 @@ def _same_distances(kernel: np.ndarray, a: np.ndarray, teacher: np.ndarray) -> f
 
 
 def _colour_difference(cloud: Cloud, image: np.ndarray) -> float:
+    assert cloud.rgb is not None
     seen, inside = pixels_under(cloud, image)
     return float(np.abs(seen.astype(float) - cloud.rgb[inside]).mean()) if inside.any() else 255.0

@@ -8,6 +8,7 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ def pack_sizes(pairing: Pairing) -> pd.DataFrame:
     Columns: episodes, steps, copies (of a step, on average), grid, channels, dtype, "MB a step", "file GB" (all copies)
     and "memory GB" (one copy of every step: what a token store in memory needs).
     """
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, packs in pairing.packs.items():
         if not packs:
             continue
@@ -97,7 +98,7 @@ def step_cloud(workspace: Workspace, pairing: Pairing, task: str, episode: str, 
     """Points of a step with the file they come from: the teacher's own where its files hold any, else the cloud's."""
     file = pairing.teacher.get((task, episode), {}).get(step)
     points = read_points(file) if file else None
-    if points is not None and points.pc is not None:
+    if file is not None and points is not None and points.pc is not None:
         colours = as_bytes(points.pc[:, 3:6], f"{file.path}: pc") if points.pc.shape[1] >= 6 else None
         return Cloud(as_positions(points.pc[:, :3], f"{file.path}: pc"), colours, points.uv), file.path
     path = workspace.clouds and workspace.clouds / task / episode / f"{step}.ply"
@@ -106,6 +107,7 @@ def step_cloud(workspace: Workspace, pairing: Pairing, task: str, episode: str, 
 
 def pixels_under(cloud: Cloud, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Colours `[n, 3]` of the pixels the points were seen at, and which points `[N]` lie inside the image."""
+    assert cloud.uv is not None
     column, row = np.floor(cloud.uv).astype(int).T
     inside = (column >= 0) & (column < image.shape[1]) & (row >= 0) & (row < image.shape[0])
     return image[row[inside], column[inside]], inside
@@ -120,12 +122,13 @@ def shifted_copy(workspace: Workspace, task: str, episode: str, by: int, folder:
     For demonstrations. Other episodes are links to the originals (copies where links are not allowed); the user's files
     are only read. The first or the last steps repeat, so no step is missing. Raises InputError for an unknown episode.
     """
-    steps = list_teacher(workspace.require("teacher").teacher, workspace.teacher_tag).get((task, episode))
+    teacher = workspace.root("teacher")
+    steps = list_teacher(teacher, workspace.teacher_tag).get((task, episode))
     if not steps:
-        raise InputError(f"{workspace.teacher}: no episode {task}/{episode} to shift")
-    key = f"{workspace.teacher.resolve()}|{workspace.teacher_tag}|{task}|{episode}|{by}"
+        raise InputError(f"{teacher}: no episode {task}/{episode} to shift")
+    key = f"{teacher.resolve()}|{workspace.teacher_tag}|{task}|{episode}|{by}"
     root = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:12] / "teacher"
-    for of, path in episodes(workspace.teacher):
+    for of, path in episodes(teacher):
         new = root / of / path.name
         new.parent.mkdir(parents=True, exist_ok=True)
         if (of, path.name.removesuffix(".zarr")) != (task, episode) and not new.exists():

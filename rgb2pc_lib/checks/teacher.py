@@ -94,6 +94,6 @@ def negative_audit(keys: pd.DataFrame, teacher: np.ndarray, pairs: int = 50_000,
     i, j = np.random.default_rng(seed).integers(len(x), size=(2, pairs))
     i, j = (k[number[i] != number[j]] for k in (i, j))
     similarity, same = (x[i] * x[j]).sum(1), task[i] == task[j]
-    distance, inside = np.concatenate(distance), np.concatenate(inside)
-    share = len(inside) / (len(x) * (len(x) - 1) / 2)
-    return NegativeAudit(distance, inside, similarity[same], similarity[~same], share)
+    within = np.concatenate(inside)
+    share = len(within) / (len(x) * (len(x) - 1) / 2)
+    return NegativeAudit(np.concatenate(distance), within, similarity[same], similarity[~same], share)

@@ -102,6 +102,15 @@ class Workspace:
                     raise InputError(f"{folder}: the {name} root is not a folder{hint}")
         return self
 
+    def root(self, kind: str) -> Path:
+        """The folder of one root ("teacher", "rgb", ...). Raises InputError where it is not named or not there.
+
+        >>> workspace.root("rgb").is_dir()
+        True
+        """
+        found: Path = getattr(self.require(kind), kind)
+        return found
+
     def only(self, *experts: str) -> Workspace:
         """The same workspace with a subset of its experts. Raises InputError for one that it does not have.
 

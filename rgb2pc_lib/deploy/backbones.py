@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class Compact(nn.Module):
     >>> Compact("resnet18", 64, 16)(torch.zeros(2, 64, 64, 3, dtype=torch.uint8)).shape  # doctest: +SKIP
     torch.Size([2, 16])
     """
+
+    mean: Tensor  # [1, 3, 1, 1], of pixels
+    std: Tensor
 
     def __init__(self, backbone: str, size: int, embed_dim: int, seed: int | None = 0, weights: str | Path = ""):
         super().__init__()
@@ -140,7 +144,7 @@ def _build(backbone: str, size: int) -> nn.Module:
 
 
 def _channels(backbone: nn.Module) -> int:
-    config = backbone.config
+    config: Any = backbone.config
     return config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
 
 

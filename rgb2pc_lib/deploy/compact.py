@@ -14,7 +14,7 @@ from rgb2pc_lib.data.files.weights import read_weights
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import BACKBONES, Compact
-from rgb2pc_lib.learning.runs import ANEW, Run
+from rgb2pc_lib.learning.runs import ANEW, Run, RunFolder
 from rgb2pc_lib.learning.settings import Settings, option, shared
 
 
@@ -72,7 +72,7 @@ class CompactConfig(Settings):
         return PROJECT / (self.save_dir or f"runs/compact-{self.backbone}-seed{self.seed}")
 
 
-class CompactRun(Run):
+class CompactRun(RunFolder):
     """A compact student's folder: the files of a run, with the settings and the weights of a small network.
 
     `embeddings()` holds the run's own steps: "student" (the compact one), "fused", "teacher", keys and held_out.
@@ -110,9 +110,9 @@ class CompactRun(Run):
         )
 
 
-def open_run(folder: Run | str | Path) -> Run:
+def open_run(folder: Run | CompactRun | str | Path) -> Run | CompactRun:
     """The run in a folder, a CompactRun where it is one. Raises InputError when the folder holds none."""
-    if isinstance(folder, Run):
+    if isinstance(folder, Run | CompactRun):
         return folder
     run = Run.open(folder)
     settings = read_object(run.file("config.json"), "copy the folder again")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,8 @@ class Pixels:
 class Compression:
     """The objective (see `objective`): one embedding per frame, like the fused student's, as it is."""
 
+    experts: tuple[str, ...] = ()  # it has no gates
+
     def __init__(self, config: CompactConfig, network: Compact, keys: pd.DataFrame):
         self.config, self.student = config, network.train()
         self.device = network.head.weight.device
@@ -61,7 +64,7 @@ class Compression:
         """The network draws nothing; what is random about a step is drawn with its pixels."""
         return None
 
-    def outputs(self, batch: Pixels, noise: None) -> dict[str, Tensor]:
+    def outputs(self, batch: Pixels, noise: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             embedding = self.student(batch.images)
         return {"embedding": embedding.float(), "samples": torch.from_numpy(batch.samples).to(self.device)}
@@ -72,7 +75,7 @@ class Compression:
         return embedding_loss(self.config, outputs["embedding"], teacher, self.log_tau.exp(), near)
 
 
-def train_compact(config: CompactConfig, resume: bool = False) -> Iterator[Progress]:
+def train_compact(config: CompactConfig, resume: bool = False) -> Generator[Progress]:
     """Train a compact student and leave it in `config.folder`; yields after every step, resumes like `train`.
 
     Raises InputError for bad input, when frames given as `more_rgb` are among the held-out ones, when the folder
@@ -88,7 +91,7 @@ def train_compact(config: CompactConfig, resume: bool = False) -> Iterator[Progr
         yield from _train(config, resume)
 
 
-def _train(config: CompactConfig, resume: bool) -> Iterator[Progress]:
+def _train(config: CompactConfig, resume: bool) -> Generator[Progress]:
     if not config.run:
         raise InputError("--run: name the folder of the finished run to distil")
     if ranks.world() > 1:
@@ -104,7 +107,8 @@ def _train(config: CompactConfig, resume: bool) -> Iterator[Progress]:
     refuse_leaks(data, pixels)
     refuse_few_negatives(config, data.keys[~data.held_out])
     network = Compact(config.backbone, config.size, data.embeddings.shape[1], config.seed, config.backbone_weights)
-    network = network.to(device, memory_format=torch.channels_last)
+    last = torch.channels_last
+    network = network.to(device, memory_format=last)  # type: ignore[call-overload]  # torch's types lack it
     learner = Learner(Compression(config, network, data.keys))
     own = np.arange(len(fused.embeddings()["held_out"]))  # the run's own steps stand first
     held_out = own[data.held_out[own]]
@@ -134,7 +138,7 @@ def refuse_leaks(data: Targets, pixels: np.ndarray) -> None:
             raise InputError(f"{data.files[i]}: a training frame that is held out as {data.files[j]}; leave it out")
 
 
-def _batches(config, data: Targets, pixels: np.ndarray, first: int, device) -> Iterator[Pixels]:
+def _batches(config, data: Targets, pixels: np.ndarray, first: int, device) -> Generator[Pixels]:
     """Batch n is a pure function of (seed, n): epochs are permutations, and every change of the pixels is drawn."""
     training = np.flatnonzero(~data.held_out)
     if config.batch_size > len(training):
@@ -195,7 +199,7 @@ def _finish(run: CompactRun, config: CompactConfig, network: Compact, fused: Run
     run.save_compact(network, config.backbone)
     stored = fused.embeddings()
     embedding = embed_pixels(network, pixels, own)
-    arrays = {k: stored[k] for k in ("task", "episode", "step", "time", "held_out", "teacher")}
+    arrays: dict[str, Any] = {k: stored[k] for k in ("task", "episode", "step", "time", "held_out", "teacher")}
     arrays |= {"student": embedding, "fused": stored["student"]}
     write_atomic(run.file("embeddings.npz"), lambda p: np.savez(p, **arrays))
     h = stored["held_out"]

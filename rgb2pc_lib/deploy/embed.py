@@ -44,10 +44,10 @@ def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[p
     student, _ = run.student()
     pairing = pair(workspace.only(*student.experts), teacher=False)
     samples = every_step(pairing)
-    device = pick_device(device)
-    gatherer = Gatherer(samples, run.config.frame_copy, device=device)
+    on = pick_device(device)
+    gatherer = Gatherer(samples, run.config.frame_copy, device=on)
     places = embedding_lattice(pairing.finest_grid)
-    embeddings, _ = embed_samples(student.to(device), gatherer, np.arange(len(samples)), places)
+    embeddings, _ = embed_samples(student.to(on), gatherer, np.arange(len(samples)), places)
     return samples.keys(), embeddings
 
 
@@ -79,7 +79,7 @@ class Embedder:
 
     @classmethod
     def from_run(
-        cls, run: Run | str | Path, device: str = "auto", weights: dict[str, str | Path] | None = None,
+        cls, run: Run | CompactRun | str | Path, device: str = "auto", weights: dict[str, str | Path] | None = None,
         window: int = 8, stride: int = 8,
     ) -> Embedder:  # fmt: skip
         """An embedder of a finished run.
@@ -94,13 +94,13 @@ class Embedder:
         >>> Embedder.from_run(compact.folder, device="cpu").name
         'compact'
         """
-        run, device, weights = open_run(run), pick_device(device), weights or {}
+        run, on, weights = open_run(run), pick_device(device), weights or {}
         if isinstance(run, CompactRun):
-            return cls(run.name, partial(_through_pixels, run.compact().to(device)))
+            return cls(run.name, partial(_through_pixels, run.compact().to(on)))
         student, _ = run.student()
-        encoders = {name: load_encoder(name, str(device), weights.get(name)) for name in student.experts}
+        encoders = {name: load_encoder(name, str(on), weights.get(name)) for name in student.experts}
         together = any(encoder.together for encoder in encoders.values())
-        through = partial(_through_experts, student.to(device), encoders, run.config.frame_copy, window, stride)
+        through = partial(_through_experts, student.to(on), encoders, run.config.frame_copy, window, stride)
         return cls(run.name, through, together)
 
     @torch.no_grad()
@@ -123,9 +123,9 @@ def _through_pixels(network: Compact, images: np.ndarray) -> torch.Tensor:
 
 
 def _through_experts(
-    student: Student, encoders: dict, copy: str, window: int, stride: int, images: np.ndarray
+    student: Student, encoders: dict[str, ImageEncoder], copy: str, window: int, stride: int, images: np.ndarray
 ) -> torch.Tensor:
-    device = student.projector[-1].weight.device
+    device = next(student.parameters()).device
     views = {name: encoder.view(*images.shape[1:3]) for name, encoder in encoders.items()}
     at = embedding_lattice(max((view.grid for view in views.values()), key=math.prod))  # [K, 2]
     tokens, present = {}, torch.ones(len(images), len(at), len(encoders), dtype=torch.bool, device=device)

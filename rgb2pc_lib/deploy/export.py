@@ -52,7 +52,8 @@ def export_onnx(network: Compact, folder: Path) -> Path:
         import onnxscript  # noqa: F401
     except ImportError as e:
         raise InputError(f"{folder}: exporting to ONNX needs {e.name}; run: {INSTALL}") from None
-    network = network.to("cpu", memory_format=torch.contiguous_format).eval()
+    plain = torch.contiguous_format
+    network = network.to("cpu", memory_format=plain).eval()  # type: ignore[call-overload]  # torch's types lack it
     images = torch.zeros(2, network.size, network.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -61,6 +62,7 @@ def export_onnx(network: Compact, folder: Path) -> Path:
             network, (images,), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["embedding"],
             dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
         )  # fmt: skip
+    assert program is not None  # only torch's older way to export gives none
     write_atomic(folder / "model.onnx", lambda p: program.save(str(p), external_data=False))
     write_atomic(folder / "infer.py", lambda p: p.write_text(EXAMPLE, encoding="utf-8"))
     return folder / "model.onnx"

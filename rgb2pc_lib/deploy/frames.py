@@ -64,7 +64,9 @@ def _in_order(files: list[Path]) -> list[Path]:
 
 def in_batches(frames: Iterator[tuple[str, str, np.ndarray]], batch: int) -> Iterator[tuple[list[str], np.ndarray]]:
     """Consecutive frames of one sequence and size together: (names, images `[b, H, W, 3]`), b <= batch (0: all)."""
-    names, images, at = [], [], None
+    names: list[str] = []
+    images: list[np.ndarray] = []
+    at = None
     for sequence, name, image in frames:
         if images and (len(images) == batch or (sequence, image.shape) != at):
             yield names, np.stack(images)

@@ -18,7 +18,6 @@ from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Config, Run
 
-_HOME = {"pc_root": "", "vis_roots": {}, "rgb_root": "", "state_root": "", "cloud_root": "", "save_dir": ""}
 _FRONT = """---
 library_name: rgb2pc
 tags: [robotics, distillation, point-cloud, rgb]
@@ -37,7 +36,7 @@ _EXPORT = "export it again with tools/judge_compact.py"
 _COPIED = ("model.safetensors", "summary.json", "ledger.csv", "onnx.json", "model.onnx", "infer.py")
 
 
-def share(run: Run | str | Path, folder: Path) -> Path:
+def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
     """Write a finished run, or a compact student, into a new folder and return it.
 
     config.json (settings without paths), model.safetensors, summary.json, README.md (the card), and of a compact
@@ -70,21 +69,22 @@ def anonymous(config: Config | CompactConfig) -> Config | CompactConfig:
     """The settings without folders, which mean nothing elsewhere and may name people."""
     if isinstance(config, CompactConfig):
         return dataclasses.replace(config, run="", more_rgb=(), backbone_weights="", save_dir="")
-    return dataclasses.replace(config, **_HOME)
+    return dataclasses.replace(config, pc_root="", vis_roots={}, rgb_root="", state_root="", cloud_root="", save_dir="")
 
 
-def model_card(run: Run) -> str:
+def model_card(run: Run | CompactRun) -> str:
     """Markdown with the front matter of model hubs; every figure is read from the run's folder."""
-    compact, summary, config = isinstance(run, CompactRun), run.summary, run.config
-    against = "the fused student it was distilled from" if compact else "the point-cloud teacher"
-    if compact:
+    summary = run.summary
+    if isinstance(run, CompactRun):
+        against, config = "the fused student it was distilled from", run.config
         title = f"Compact student: {config.backbone} at {config.size} x {config.size} pixels"
         lead = (
             "One RGB frame in, one embedding out, which stands in for a point-cloud feature. Distilled from a student "
             "of several visual experts, itself distilled from a point-cloud encoder. It needs no cloud and no expert."
         )
     else:
-        title = f"Student of {', '.join(summary['gates'])} ({config.fusion} fusion)"
+        against = "the point-cloud teacher"
+        title = f"Student of {', '.join(summary['gates'])} ({run.config.fusion} fusion)"
         lead = (
             "Features of several visual experts that see only RGB in, one embedding out, which stands in for a "
             "point-cloud feature. The experts' own weights are not in this folder and have their own licences."
@@ -102,7 +102,7 @@ def model_card(run: Run) -> str:
         for key in ("relative", "frames"):
             expect(onnx.get(key), (int, float), run.file("onnx.json"), key, _EXPORT)
         lines += ["", f"ONNX file and network differ by {onnx['relative']:.1e} relative on {onnx['frames']} frames."]
-    return "\n".join([*lines, "", "## Limits", "", *(f"- {line}" for line in _limits(run, compact)), ""])
+    return "\n".join([*lines, "", "## Limits", "", *(f"- {line}" for line in _limits(run)), ""])
 
 
 def _ledger(path: Path) -> pd.DataFrame:
@@ -113,17 +113,17 @@ def _ledger(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no ledger ({first_line(e)}); make it anew with tools/judge_compact.py") from None
 
 
-def _limits(run: Run, compact: bool) -> list[str]:
+def _limits(run: Run | CompactRun) -> list[str]:
     summary = run.summary
     more = summary.get("n_more", 0)
     lines = [f"Trained on {summary['n_train']} frames" + (f", {more} of them without a cloud." if more else ".")]
-    what = "tasks" if not compact and run.config.split_by == "task" else "episodes"
+    what = "tasks" if isinstance(run, Run) and run.config.split_by == "task" else "episodes"
     lines += [
         f"Held out were {what} of the same recordings; other cameras, robots and scenes were not tried.",
         "It knows what its teacher knows: where the figures above are low, so is its use.",
         "One training; figures of other seeds will differ.",
     ]
-    if compact:
+    if isinstance(run, CompactRun):
         lines.append("It sees one frame at a time, resized as a whole: things that are small in the image are lost.")
     return lines
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def own_targets(run: Run) -> Targets:
     """
     if run.config.sample_unit != "step":
         raise InputError(f"{run.folder}: its samples are windows, a compact student sees one frame; train it on steps")
-    root = run.config.workspace.require("rgb").rgb
+    root = run.config.workspace.root("rgb")
     stored = run.embeddings()
     keys = pd.DataFrame({k: stored[k] for k in ("task", "episode", "step", "time")})
     frames = {(*key, step_name(file.name)): file for key, files in list_frames(root).items() for file in files}
@@ -82,11 +83,12 @@ def more_targets(
     with tqdm(total=sum(len(episodes[k]) for k in missing), unit="frame", disable=not missing or not progress) as bar:
         bar.set_description(f"targets of {run.name}")
         for key in missing:
+            assert embedder is not None  # as something is missing
             frames = Frames(episodes[key])
             step = len(frames) if embedder.together else batch
             table = np.concatenate([embedder(frames[i : i + step]) for i in range(0, len(frames), step)])
             bar.update(len(frames))
-            write_atomic(stores[key], lambda p, table=table: np.savez(p, embeddings=table))
+            write_atomic(stores[key], partial(np.savez, embeddings=table))
             known[key] = table
     files = [file for key in episodes for file in episodes[key]]
     steps = [(t, e, step_name(file.name), i) for (t, e), some in episodes.items() for i, file in enumerate(some)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -30,7 +31,11 @@ def windows(frames: int, window: int, stride: int) -> list[list[int]]:
 
 
 def encode(
-    encoder: ImageEncoder, frames: Sequence, window: int = 8, stride: int = 8, batch: int | BatchSize = 8
+    encoder: ImageEncoder,
+    frames: Sequence[np.ndarray] | np.ndarray,
+    window: int = 8,
+    stride: int = 8,
+    batch: int | BatchSize = 8,
 ) -> torch.Tensor:
     """Tokens `[W, T, Hf, Wf, C]` float32 of an episode's frames, uint8 `[F, H, W, 3]`, cut into windows as a pack is.
 
@@ -48,7 +53,7 @@ def encode(
 
 def encode_frames(
     encoder: ImageEncoder,
-    frames: Sequence,
+    frames: Sequence[np.ndarray] | np.ndarray,
     window: int = 8,
     stride: int = 8,
     batch: int | BatchSize = 8,

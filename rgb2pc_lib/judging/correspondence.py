@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,15 @@ class Step:
     xyz: np.ndarray  # [N, 3] m, in the frame that the episode's steps share
     labels: np.ndarray | None  # [N] what the simulator says, for judging
     features: dict[str, np.ndarray] = field(repr=False)  # name -> [N, C]: FUSED, POINTS, COLOUR, and every expert
+    state: Path | None = None  # the file that the labels are from
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The labels, where something is judged by them. Raises InputError where there are none."""
+        if self.labels is None:
+            there = "no state root is named" if self.state is None else f"{self.state}: no labels of the points"
+            raise InputError(f"{there}; give states that hold 'labels' (data/README.md) with --state_root")
+        return self.labels
 
 
 class Matcher:
@@ -58,11 +68,12 @@ class Matcher:
     """
 
     def __init__(self, run: Run):
-        self.run, (self.student, _) = run, run.student()
-        if not isinstance(self.student, PlaceStudent):
+        student, _ = run.student()
+        if not isinstance(student, PlaceStudent):
             raise InputError(
                 f"{run.folder}: this run knows no places; train one with --route geometric or --loss_geometric 0.5"
             )
+        self.run, self.student = run, student
         self.data = Data.open(run.config)
         self.gatherer = Gatherer(self.data.samples, run.config.frame_copy)
         self.reader = PointReader(self.data.samples, run.config.workspace, run.config.point_target)
@@ -103,12 +114,21 @@ class Matcher:
             column, row = np.floor(self.reader.uv(sample)).astype(int).T
             features[COLOUR] = image[row.clip(0, len(image) - 1), column.clip(0, image.shape[1] - 1)] / 255
         features |= {e: unit(self._tokens(e, sample) - self._means[e]) for e in self.experts}
-        return Step(sample, self.reader.uv(sample), self.reader.world(sample), self.labels(sample), features)
+        uv, world = self.reader.uv(sample), self.reader.world(sample)
+        return Step(sample, uv, world, self.labels(sample), features, self._state_file(sample))
 
     def image(self, sample: int) -> np.ndarray | None:
         """The RGB frame, uint8 `[H, W, 3]`, where there is one."""
         file = rgb_file(self.run.config.workspace, *self.keys.loc[sample, ["task", "episode", "step"]])
         return read_image(file) if file else None
+
+    def frame(self, sample: int) -> np.ndarray:
+        """The RGB frame, where it is needed. Raises InputError where there is none."""
+        image = self.image(sample)
+        if image is None:
+            where = " / ".join(self.keys.loc[sample, ["task", "episode", "step"]])
+            raise InputError(f"{where}: no RGB frame, which is shown here; name the folder of frames (--rgb_root)")
+        return image
 
     def labels(self, sample: int) -> np.ndarray | None:
         """Index into `label_names` of every point, from the state file; None where it holds no labels."""
@@ -133,7 +153,9 @@ class Matcher:
 
     def state_row(self, sample: int) -> int:
         """Where a step stands in its episode's state."""
-        return int(rows_of(self.state(sample), [self.keys["step"][sample]], self._state_file(sample))[0])
+        path = self._state_file(sample)
+        assert path is not None  # a state was read
+        return int(rows_of(self.state(sample), [self.keys["step"][sample]], path)[0])
 
     def _state_file(self, sample: int) -> Path | None:
         root, (task, episode) = self.run.config.workspace.state, self.keys.loc[sample, ["task", "episode"]]
@@ -183,8 +205,8 @@ def _opened(run: Run, _stamp: int) -> Matcher:
 
 def clicks(step: Step, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` points of every label that has at least twice as many."""
-    labels, counts = np.unique(step.labels, return_counts=True)
-    some = [rng.choice(np.flatnonzero(step.labels == n), count, replace=False) for n in labels[counts >= 2 * count]]
+    labels, counts = np.unique(step.truth, return_counts=True)
+    some = [rng.choice(np.flatnonzero(step.truth == n), count, replace=False) for n in labels[counts >= 2 * count]]
     return np.concatenate(some)
 
 
@@ -222,7 +244,7 @@ def spreading(matcher: Matcher, count: int = 5, seed: int = 0) -> pd.DataFrame:
         rng = np.random.default_rng([seed, k])
         first = matcher.step(int(episode[0]))
         chosen = clicks(first, count, rng)
-        named, classes = first.labels[chosen], np.unique(first.labels[chosen])
+        named, classes = first.truth[chosen], np.unique(first.truth[chosen])
         mates = [e for e, t in zip(episodes, tasks, strict=True) if t == tasks[k]]
         other = mates[(next(i for i, e in enumerate(mates) if e is episode) + 1) % len(mates)]
         targets = {SAME: first, LATER: matcher.step(int(episode[-1]))}
@@ -231,10 +253,10 @@ def spreading(matcher: Matcher, count: int = 5, seed: int = 0) -> pd.DataFrame:
             rest = np.setdiff1d(np.arange(len(step.uv)), chosen) if step is first else np.arange(len(step.uv))
             for (direction, method), (a, b) in _ways(first).items():
                 said = spread(first.features[a][chosen], named, step.features[b][rest])
-                lines.append((direction, method, target, mean_iou(said, step.labels[rest], classes)))
+                lines.append((direction, method, target, mean_iou(said, step.truth[rest], classes)))
             if step is first:
                 said = spread(first.uv[chosen], named, step.uv[rest])
-                lines.append((PIXELS, "nearest pixel", target, mean_iou(said, step.labels[rest], classes)))
+                lines.append((PIXELS, "nearest pixel", target, mean_iou(said, step.truth[rest], classes)))
     return pd.DataFrame(lines, columns=["direction", "method", "target", "iou"])
 
 
@@ -260,7 +282,7 @@ def examples(matcher: Matcher, index: np.ndarray, points: int = 48, steps: int =
 def namer(train: list[tuple[Step, np.ndarray]], features: str, k: int = 15) -> KNeighborsClassifier:
     """k nearest neighbours among labelled points of training steps, by one kind of features."""
     x = np.concatenate([step.features[features][which] for step, which in train])
-    return KNeighborsClassifier(k, algorithm="brute").fit(x, np.concatenate([s.labels[which] for s, which in train]))
+    return KNeighborsClassifier(k, algorithm="brute").fit(x, np.concatenate([s.truth[which] for s, which in train]))
 
 
 def segmentation(matcher: Matcher, steps: int = 4) -> pd.DataFrame:
@@ -278,7 +300,7 @@ def segmentation(matcher: Matcher, steps: int = 4) -> pd.DataFrame:
         known = namer(train, name)
         for i in range(0, len(test), steps):
             said = np.concatenate([known.predict(s.features[name][w]) for s, w in test[i : i + steps]])
-            true = np.concatenate([s.labels[w] for s, w in test[i : i + steps]])
+            true = np.concatenate([s.truth[w] for s, w in test[i : i + steps]])
             each = {matcher.label_names[c]: mean_iou(said, true, np.array([c])) for c in np.unique(true)}
             lines.append({"features": name, "iou": mean_iou(said, true, known.classes_), **each})
     return pd.DataFrame(lines)
@@ -305,8 +327,8 @@ def carried(matcher: Matcher, a: Step, b: Step, near: float = 0.08, within: floa
     """
     state, robot = matcher.state(a.sample), matcher.label_names.index("robot")
     here, there = (state["tcp"][matcher.state_row(s.sample)] for s in (a, b))
-    i = np.flatnonzero((a.labels == robot) & (np.linalg.norm(a.xyz - here, axis=1) < near))
-    j = np.flatnonzero((b.labels == robot) & (np.linalg.norm(b.xyz - there, axis=1) < near))
+    i = np.flatnonzero((a.truth == robot) & (np.linalg.norm(a.xyz - here, axis=1) < near))
+    j = np.flatnonzero((b.truth == robot) & (np.linalg.norm(b.xyz - there, axis=1) < near))
     if not len(i) or not len(j):
         return i[:0], j[:0]
     m, n = same_points(a.xyz[i] + there - here, b.xyz[j], within)
@@ -330,7 +352,7 @@ def found_again(matcher: Matcher, apart: int = 5, within: float = 0.03) -> pd.Da
             for a, b in zip(steps[:-1], steps[1:], strict=True):
                 i, j = same_points(a.xyz, b.xyz) if what == "still" else carried(matcher, a, b)
                 if what == "still":
-                    calm = a.labels[i] != matcher.label_names.index("robot")
+                    calm = a.truth[i] != matcher.label_names.index("robot")
                     i, j = i[calm], j[calm]
                 if not len(i):
                     continue
@@ -352,7 +374,7 @@ def line_up(config: Config, out: Path, seeds: int = 1) -> list[tuple[str, Config
     """(name, config) of the route's runs: all experts aligned, and each expert alone."""
     rows = []
     for seed in range(seeds):
-        students = {ALIGNED: {"fusion": "moe"}}
+        students: dict[str, dict[str, Any]] = {ALIGNED: {"fusion": "moe"}}
         for name, root in config.vis_roots.items():
             students[f"{name} only"] = {"fusion": "weighted", "vis_roots": {name: root}}
         for name, changes in students.items():
@@ -363,11 +385,8 @@ def line_up(config: Config, out: Path, seeds: int = 1) -> list[tuple[str, Config
 
 def beside(config: Config, out: Path, seeds: int, weight: float = 0.5) -> list[tuple[str, Config]]:
     """(name, config) of distillation with the geometric term added to its loss."""
-    settings = {"fusion": "moe", "loss_geometric": weight}
-    return [
-        (BOTH, dataclasses.replace(config, seed=s, save_dir=portable(out / f"both-seed{s}"), **settings))
-        for s in range(seeds)
-    ]
+    config = dataclasses.replace(config, fusion="moe", loss_geometric=weight)
+    return [(BOTH, dataclasses.replace(config, seed=s, save_dir=portable(out / f"both-seed{s}"))) for s in range(seeds)]
 
 
 def meetings(rows: list[tuple[str, Config]]) -> pd.DataFrame:

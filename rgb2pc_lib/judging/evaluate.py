@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ import pandas as pd
 from rgb2pc_lib.data.listing import tasks as list_tasks
 from rgb2pc_lib.data.sampling import embedding_lattice
 from rgb2pc_lib.data.workspace import FAST, Workspace, portable
+from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.probes import LOOKS, load_looks, load_proprioception, load_targets, probe_samples, scores
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION, UNTRAINED, pooled_rivals, untrained
@@ -84,7 +86,9 @@ class Questions:
 # -- one representation
 
 
-def judge_features(features: np.ndarray, teacher: np.ndarray, questions: Questions):
+def judge_features(
+    features: np.ndarray, teacher: np.ndarray, questions: Questions
+) -> tuple[dict[str, float], pd.DataFrame]:
     """A representation that lives in its own space: probes, and agreement that needs no common space."""
     h = questions.held_out
     row = {"CKA": linear_cka(features[h], teacher[h]), "kNN overlap": knn_overlap(features[h], teacher[h])}
@@ -92,7 +96,9 @@ def judge_features(features: np.ndarray, teacher: np.ndarray, questions: Questio
     return row | found | {WIDTH: features.shape[1]}, episodes
 
 
-def judge_run(run: Run, questions: Questions, judged: str = "held_out"):
+def judge_run(
+    run: Run | CompactRun, questions: Questions, judged: str = "held_out"
+) -> tuple[dict[str, float], pd.DataFrame]:
     """A student, from its run's folder: agreement, retrieval (exact, and one step of tolerance) and probes."""
     e = run.embeddings(judged)
     keys, h = questions.keys, e["held_out"]
@@ -120,10 +126,10 @@ def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
     (30, 32, ['dinov3', 'vggt'])
     """
     steps = steps or (20 if FAST else 400)
-    chosen = {"student_tokens": 32, "pooling": "blocks2", "loss_mse": 1.0}  # on validation episodes of the sample
+    chosen: dict[str, Any] = {"student_tokens": 32, "pooling": "blocks2", "loss_mse": 1.0}  # on validation episodes
     config = Config(steps=steps, eval_every=0, save_every=steps, **chosen).with_workspace(workspace)
     if FAST:
-        tasks = tuple(list_tasks(workspace.require("teacher").teacher)[:2])
+        tasks = tuple(list_tasks(workspace.root("teacher"))[:2])
         config = dataclasses.replace(config, tasks=tasks, batch_size=32, student_tokens=32)
     return config
 
@@ -140,7 +146,7 @@ def line_up(config: Config, seeds: int, out: Path, ablations: bool = False) -> l
     rows = []
     for seed in range(seeds):
         base = dataclasses.replace(config, seed=seed, shuffle_pairs=False)
-        students = {"weighted": {"fusion": "weighted"}, "moe": {"fusion": "moe"}}
+        students: dict[str, dict[str, Any]] = {"weighted": {"fusion": "weighted"}, "moe": {"fusion": "moe"}}
         for name, root in config.vis_roots.items():
             students[f"{name} only"] = {"fusion": "weighted", "vis_roots": {name: root}}
         students[SHUFFLED] = {"fusion": "moe", "shuffle_pairs": True}
@@ -182,8 +188,8 @@ def judge(config: Config, rows: list[tuple[str, Config]], judged: str = "held_ou
     data, run = Data.open(config), Run.open(rows[0][1].folder)
     e, every = run.embeddings(judged), run.embeddings_of_all()
     if len(every["task"]) != len(data.samples):
-        found = f"embeds {len(every['task'])} samples, the data have {len(data.samples)}"
-        raise InputError(f"{run.folder}: {found}; train it again")
+        differ = f"embeds {len(every['task'])} samples, the data have {len(data.samples)}"
+        raise InputError(f"{run.folder}: {differ}; train it again")
     questions = Questions.of(run, config.workspace.state, judged)
     kept = np.isin(
         np.arange(len(data.samples)), data.validation if judged == "held_out" else data.held_out, invert=True

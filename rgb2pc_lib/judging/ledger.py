@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def judge(compacts: dict[str, CompactRun], repeats: int = 9) -> pd.DataFrame:
     if len(sources) != 1:
         raise InputError(f"compact students of different runs: {', '.join(sorted(sources))}; judge them apart")
     fused = Run.open(PROJECT / sources.pop())
-    root = fused.config.workspace.require("rgb").rgb
+    root = fused.config.workspace.root("rgb")
     files = next(iter(list_frames(root, fused.config.tasks).values()))
     images = Frames(files)[:8]
     parts = quality(compacts, fused), costs({FUSED: fused, **compacts}, images, repeats)
@@ -89,7 +90,7 @@ def advantage_kept(table: pd.DataFrame, compact: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["measure", "best expert", "best", "fused", "compact", "kept"])
 
 
-def costs(runs: dict[str, Run], images: np.ndarray, repeats: int = 5, threads: int = 1) -> pd.DataFrame:
+def costs(runs: Mapping[str, Run | CompactRun], images: np.ndarray, repeats: int = 5, threads: int = 1) -> pd.DataFrame:
     """Time, parameters and memory of every way from RGB to embedding, long: hop, measure, value.
 
     Times are of one frame at a time, in seconds of the processor, which other programs disturb little, taken in this
@@ -100,7 +101,7 @@ def costs(runs: dict[str, Run], images: np.ndarray, repeats: int = 5, threads: i
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ways = {}
+        ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         for name, run in runs.items():
             ways[name] = Embedder.from_run(run, "cpu")
             if run.file("model.onnx").exists():

@@ -164,21 +164,22 @@ def spreading_figure(matcher: Matcher, table: pd.DataFrame, sample: int, count: 
     chosen = clicks(step, count, np.random.default_rng(0))
     paints = np.array([LABELS.get(n, "#000000") for n in matcher.label_names])
     axes = figure.add_subplot(grid[0, 0])
-    axes.imshow(matcher.image(sample))
-    axes.scatter(*step.uv[chosen].T, c=paints[step.labels[chosen]], s=45, edgecolors="w", linewidths=1)
+    axes.imshow(matcher.frame(sample))
+    u, v = step.uv[chosen].T
+    axes.scatter(u, v, c=paints[step.truth[chosen]], s=45, edgecolors="w", linewidths=1)
     axes.axis("off")
     axes.set_title(plain(" / ".join(matcher.keys.loc[sample, ["task", "episode"]])) + f"\n{count} clicks a label",
                    fontsize=10)  # fmt: skip
-    named = step.labels[chosen]
+    named = step.truth[chosen]
     said = {
         "the cloud, named by the aligned features": spread(step.features[FUSED][chosen], named, step.features[POINTS]),
         "by nearest colour": spread(step.features[COLOUR][chosen], named, step.features[COLOUR]),
-        "the simulator's labels": step.labels,
+        "the simulator's labels": step.truth,
     }
     for i, (title, labels) in enumerate(said.items()):
         cloud_axes(figure.add_subplot(grid[0, i + 1], projection="3d"), step.xyz, paints[labels], title)
     handles = [Line2D([], [], marker="o", ls="", color=LABELS[matcher.label_names[c]], label=matcher.label_names[c])
-               for c in np.unique(step.labels)]  # fmt: skip
+               for c in np.unique(step.truth)]  # fmt: skip
     legend = figure.add_subplot(grid[1, 3])
     legend.axis("off")
     legend.legend(handles=handles, fontsize=9, loc="upper left", frameon=False)
@@ -210,7 +211,7 @@ def painted_figure(matcher: Matcher, table: pd.DataFrame, samples: list[int], fe
         shown = {
             f"{where}\n{features}, three components": paint(step.features[features]),
             "named by 15 neighbours of training episodes": paints[known.predict(step.features[features])],
-            "the simulator's labels": paints[step.labels],
+            "the simulator's labels": paints[step.truth],
         }
         for j, (title, colours) in enumerate(shown.items()):
             cloud_axes(figure.add_subplot(grid[i, j], projection="3d"), step.xyz, colours, title)

@@ -71,7 +71,7 @@ def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure
     across = max(2, min(len(pairs), 4))
     below = -(-len(pairs) // across)
     figure = Figure(figsize=(12, 3.7 + 2.7 * below), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3.7, 2.7 * max(below, 1)])
+    (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.7, 2.7 * max(below, 1)])
     loss, found = top.subplots(1, 2)
     gates = np.atleast_1d(bottom.subplots(max(below, 1), across, sharey=True)).ravel()
     names = labels(configs) if configs else []

@@ -92,10 +92,10 @@ def look(workspace: Workspace, pairing: Pairing, colours: dict[str, TokenColours
     cloud, source = step_cloud(workspace, pairing, task, episode, step) or (None, None)
     teacher = pairing.teacher.get((task, episode), {}).get(step)
     in_array = f"row {teacher.row}" if teacher and teacher.row is not None else ""
-    match = {
+    match: dict[str, tuple[str | None, str]] = {
         "RGB": (_short(file), ""),
         "points": (_short(source), "" if cloud is None else f"{len(cloud)} points"),
-        "teacher": (_short(teacher and teacher.path), in_array),
+        "teacher": (_short(teacher.path if teacher else None), in_array),
     }
     rgb = read_image(file) if file else None
     grids: dict[str, np.ndarray | None] = {}
@@ -116,7 +116,9 @@ def look(workspace: Workspace, pairing: Pairing, colours: dict[str, TokenColours
 
 def _short(path: Path | None) -> str | None:
     """The last folders of a path: task, episode and file tell which one it is."""
-    return path and "/".join(path.parts[-3 if path.suffix in (".jpg", ".png", ".jpeg", ".ply", ".pt") else -2 :])
+    if path is None:
+        return None
+    return "/".join(path.parts[-3 if path.suffix in (".jpg", ".png", ".jpeg", ".ply", ".pt") else -2 :])
 
 
 def _placed(grid: np.ndarray, box, shape: tuple[int, int]) -> np.ndarray:

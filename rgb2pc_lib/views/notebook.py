@@ -50,11 +50,11 @@ def train_missing(rows: list[tuple[str, Config]]) -> None:
                 for session in [s for s in sessions if not s.snapshot().active]:
                     now = session.snapshot()
                     if now.error:
-                        raise InputError(f"{now.config.folder}: {now.error}") from session.exception
+                        raise InputError(f"{now.settings.folder}: {now.error}") from session.exception
                     ended += now.step
                     session.start(waiting.pop(0)) if waiting else sessions.remove(session)
                 running = [s.snapshot() for s in sessions]
-                bar.set_description(", ".join(now.config.folder.name for now in running), refresh=False)
+                bar.set_description(", ".join(now.settings.folder.name for now in running), refresh=False)
                 bar.update(ended + sum(now.step for now in running) - bar.n)
                 time.sleep(0.1)
         finally:  # interrupted or failed: the others leave their checkpoints

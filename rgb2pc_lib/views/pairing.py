@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from rgb2pc_lib.checks.shift import ShiftCheck
@@ -36,7 +37,7 @@ def presence_figure(pairing: Pairing) -> Figure:
         grid[row, column] = status
         grid[row[nameless]] = status[nameless, None]
         extent = (-0.5, len(times) - 0.5, len(episodes) - 0.5, -0.5)
-        axes.imshow(grid, ListedColormap(STATUS.values()), vmin=0, vmax=len(kinds) - 1, aspect="auto", extent=extent,
+        axes.imshow(grid, ListedColormap([*STATUS.values()]), vmin=0, vmax=len(kinds) - 1, aspect="auto", extent=extent,
                     interpolation="nearest")  # fmt: skip
         ticks = np.unique(np.linspace(0, len(times) - 1, 4).round().astype(int))
         axes.set_xticks(ticks, times[ticks])
@@ -66,9 +67,9 @@ def _task_rows(axes: Axes, episodes: list[tuple[str, str]]) -> None:
 def shift_figure(*checks: ShiftCheck) -> Figure:
     """Where in time each episode's teacher fits its RGB best, per check, and how many planted faults would be found."""
     n = len(checks[0].episodes)
-    figure = Figure(figsize=(4 + 4 * len(checks), 2.4 + min(0.085 * n, 10)), layout="constrained")
-    if any(c.table["flagged"].any() for c in checks):
-        figure.get_layout_engine().set(wspace=0.3)  # room for the names of flagged episodes
+    room = 0.3 if any(c.table["flagged"].any() for c in checks) else None  # for the names of flagged episodes
+    layout = ConstrainedLayoutEngine(wspace=room)
+    figure = Figure(figsize=(4 + 4 * len(checks), 2.4 + min(0.085 * n, 10)), layout=layout)
     *maps, power = figure.subplots(1, len(checks) + 1, width_ratios=[1] * len(checks) + [0.9])
     for axes, check in zip(maps, checks, strict=True):
         table, fit = check.table, check.searched

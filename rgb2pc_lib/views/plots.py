@@ -41,7 +41,7 @@ def png(figure: Figure, dpi: int) -> bytes:
     palette = full.quantize(255, Image.Quantize.MAXCOVERAGE)
     small = full.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)  # colour bars show no steps
     paper = Image.fromarray(255 * (np.asarray(full) == 255).all(-1).astype(np.uint8))
-    small.putpalette([*small.getpalette()[: 3 * 255], 255, 255, 255])
+    small.putpalette([*(small.getpalette() or [])[: 3 * 255], 255, 255, 255])
     small.paste(255, mask=paper)  # white stays white
     small.save(written, "png", optimize=True)
     return written.getvalue()

@@ -121,7 +121,7 @@ class Report:
         for expert in self.experts:
             wide = table[expert].to_numpy()
             axes.barh(range(len(table)), wide, left=start, color=colour(expert, self.experts), label=plain(expert))
-            for i in np.flatnonzero(wide > 0.05):
+            for i in np.flatnonzero(wide > 0.05).tolist():
                 axes.text(start[i] + wide[i] / 2, i, f"{wide[i]:.2f}", ha="center", va="center", fontsize=9)
             start += wide
         axes.set_yticks(range(len(table)), [plain(n) for n in table.index])

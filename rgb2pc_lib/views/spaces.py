@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -136,8 +137,8 @@ def _scaled(y: np.ndarray) -> np.ndarray:
 def task_colours(tasks) -> dict[str, str]:
     """A colour for each task, by its name among the tasks."""
     names = sorted(set(tasks))
-    palette = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
-    return {name: to_hex(palette[i % len(palette)]) for i, name in enumerate(names)}
+    palette = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
+    return {name: to_hex(palette(i % palette.N)) for i, name in enumerate(names)}
 
 
 def neighbourhoods(spaces: Spaces, k: int = NEIGHBOURS) -> pd.DataFrame:
@@ -166,7 +167,7 @@ def neighbourhoods(spaces: Spaces, k: int = NEIGHBOURS) -> pd.DataFrame:
             "chance": near / (n - 1),
             "shared, elsewhere": elsewhere,
             "chance, elsewhere": by_chance,
-            "shared, maps": map_overlap(*maps, near),
+            "shared, maps": map_overlap(maps[0], maps[1], near),
             "map of the teacher": trustworthiness(teacher, pictured[0]),
             "map of the student": trustworthiness(student, pictured[1]),
         }
@@ -232,7 +233,7 @@ def name_tasks(figure, spaces: Spaces) -> None:
     """The legend above a figure of maps: tasks, held-out and training."""
     tasks = task_colours(spaces.keys["task"])
     handles = [Line2D([], [], ls="", marker="o", color=c, label=plain(t)) for t, c in tasks.items()]
-    sides = {"held-out": {"ms": 7, "mec": "black"}, "training": {"ms": 4, "alpha": 0.5}}
+    sides: dict[str, dict[str, Any]] = {"held-out": {"ms": 7, "mec": "black"}, "training": {"ms": 4, "alpha": 0.5}}
     handles += [Line2D([], [], ls="", marker="o", color="0.6", label=k, **style) for k, style in sides.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=6, frameon=False)
 

@@ -1,6 +1,7 @@
 """Uses of correspondence: pieces with known answers, and a tiny aligned run in which every point has one place."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pandas as pd
@@ -137,6 +138,19 @@ def test_heat_stands_out():
     assert view.heated(None, np.eye(4), (16, 20)).shape == (32, 40, 3)
 
 
+def test_what_needs_labels_or_frames_says_so_where_there_are_none(matcher, monkeypatch):
+    sample = int(matcher.held_out[0])
+    bare = dataclasses.replace(matcher.step(sample), labels=None)
+    monkeypatch.setattr(c.Matcher, "step", lambda self, sample: bare)
+    file = matcher.run.config.workspace.state / matcher.keys["task"][sample] / f"{matcher.keys['episode'][sample]}.npz"
+    for judged in (c.segmentation, c.found_again, functools.partial(c.spreading, count=2)):
+        with pytest.raises(InputError, match=rf"{file}: no labels of the points; .*--state_root"):
+            judged(matcher)
+    monkeypatch.setattr(c.Matcher, "image", lambda self, sample: None)
+    with pytest.raises(InputError, match="no RGB frame, which is shown here; .*--rgb_root"):
+        matcher.frame(sample)
+
+
 # -- the widget
 
 
@@ -154,6 +168,13 @@ def test_browser_links_image_and_cloud(matcher):
     assert browser.picture.data[1].x[0] == Placement((160, 200), (4, 4)).centres()[browser.picked[1]][0]
     browser.pick_pixel(-50, 0)  # outside: nothing happens
     assert browser.picked[0] == "cell"
+
+
+def test_browser_without_frames_shows_the_heat_alone(matcher, monkeypatch):
+    monkeypatch.setattr(c.Matcher, "image", lambda self, sample: None)
+    browser = CorrespondenceBrowser(matcher)
+    browser.pick_point(3)
+    assert browser.picture.layout.images == () and "Point 3" in browser.said.value
 
 
 def test_browser_follows_its_controls_and_has_a_twin(matcher):

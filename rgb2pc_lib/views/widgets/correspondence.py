@@ -16,7 +16,7 @@ from rgb2pc_lib.data.geometry import Placement
 from rgb2pc_lib.judging.correspondence import Matcher
 from rgb2pc_lib.views.correspondence import HEAT, heat, outstanding, pick_figure
 from rgb2pc_lib.views.look import MOST_POINTS
-from rgb2pc_lib.views.widgets.paint import Repaint
+from rgb2pc_lib.views.widgets.paint import Repaint, first_point
 
 SIDE = 460  # pixels of the picture
 _PLAIN = "#9a9a9a"
@@ -35,7 +35,7 @@ class CorrespondenceBrowser:
         self.steps = {k: g.index.tolist() for k, g in keys.groupby(["task", "episode"], sort=False)}
         self.repaint = Repaint(self._draw)
         self.picked: tuple[str, int] = ("point", -1)  # ("point", number) or ("cell", number); -1: an outstanding point
-        self._step_drawn = None
+        self._step_drawn: int | None = None
         self._build()
 
     def _ipython_display_(self) -> None:
@@ -89,8 +89,8 @@ class CorrespondenceBrowser:
         self._draw()
         # only now widgets: what is drawn before a browser listens must be there from the start
         self.picture, self.cloud = go.FigureWidget(self.picture), go.FigureWidget(self.cloud)
-        self.picture.data[0].on_click(lambda _, at, __: at.point_inds and self.pick_cell(at.point_inds[0]))
-        self.cloud.data[0].on_click(lambda _, at, __: at.point_inds and self.pick_point(at.point_inds[0] * self._every))
+        self.picture.data[0].on_click(first_point(self.pick_cell))
+        self.cloud.data[0].on_click(first_point(lambda shown: self.pick_point(shown * self._every)))
         apart = widgets.Layout(margin="0 14px 0 0")
 
         def column(title, part):
@@ -158,11 +158,12 @@ class CorrespondenceBrowser:
     def _draw_step(self, sample: int) -> None:
         matcher, step, size = self.matcher, self.matcher.step(sample), self.matcher.reader.size(sample)
         image = matcher.image(sample)
-        if image is None:
-            colours = None
-        else:
+        colours, behind = None, []
+        if image is not None:
             column, row = np.floor(step.uv).astype(int).T
             colours = image[row.clip(0, size[0] - 1), column.clip(0, size[1] - 1)] / 255
+            behind = [{"source": Image.fromarray(image), "x": -0.5, "y": -0.5, "sizex": size[1], "sizey": size[0],
+                       "xref": "x", "yref": "y", "sizing": "stretch", "layer": "below"}]  # fmt: skip
         every = slice(None, None, self._every)
         self._colours = _PLAIN if colours is None else _hex(colours[every])
         x, y = self._placement.centres().T.tolist()
@@ -170,9 +171,7 @@ class CorrespondenceBrowser:
             cells = self.picture.data[0]
             cells.x, cells.y = x, y
             cells.marker.size = SIDE / max(self.matcher.grid)
-            background = {"source": Image.fromarray(image), "x": -0.5, "y": -0.5, "sizex": size[1], "sizey": size[0],
-                          "xref": "x", "yref": "y", "sizing": "stretch", "layer": "below"}  # fmt: skip
-            self.picture.layout.images = [] if image is None else [background]
+            self.picture.layout.images = behind
             self.picture.layout.xaxis.range = [-0.5, size[1] - 0.5]
             self.picture.layout.yaxis.range = [size[0] - 0.5, -0.5]
             self.picture.layout.height = round(SIDE * size[0] / size[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +20,7 @@ class Repaint:
     def __init__(self, draw: Callable[[], None]):
         self.draw, self.due = draw, False
         try:
-            self.loop = asyncio.get_running_loop()
+            self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             self.loop = None
 
@@ -33,6 +34,16 @@ class Repaint:
     def _now(self) -> None:
         self.due = False
         self.draw()
+
+
+def first_point(act: Callable[[int], None]) -> Callable[..., None]:
+    """What plotly calls with a trace and the points under the pointer, to tell `act` the number of the first one."""
+
+    def told(_trace: Any, points: Any, *_state: Any) -> None:
+        if points.point_inds:
+            act(points.point_inds[0])
+
+    return told
 
 
 def png(picture: np.ndarray | None) -> bytes:

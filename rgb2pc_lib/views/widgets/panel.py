@@ -60,10 +60,11 @@ class TrainingPanel:
         self.base = dataclasses.replace(base, num_threads=base.num_threads or max((os.cpu_count() or 2) // 2, 1))
         self.folder = Path(folder)
         self.session = Session()
-        self.shown: dict[str, tuple[Config, tuple[dict, ...]]] = {}  # run's folder -> its config and rows
+        self.shown: dict[str, tuple[Config, tuple[dict[str, float], ...]]] = {}  # run's folder -> its config and rows
         # Clicks arrive on other threads; everything below happens on the loop of the cell that builds the panel.
         self._loop = asyncio.get_running_loop()
-        self._following: asyncio.Task | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._drawn: tuple[str, tuple[dict[str, float], ...]] | None = None  # the run and rows behind the curves
         self._build()
         name = name or _cell() or str(id(self))
         if name in _panels:
@@ -82,11 +83,12 @@ class TrainingPanel:
         for name, value in settings.items():
             self.set(name, value)
         self._start()
+        assert self._following is not None
         await self._following
         now = self.session.snapshot()
         if now.state != "finished":
             raise InputError(now.error or f"{now.state} at step {now.step}") from self.session.exception
-        return Run(now.config.folder)
+        return Run(now.settings.folder)
 
     def set(self, name: str, value) -> None:
         """Move a control; the names are those of Config."""
@@ -140,7 +142,7 @@ class TrainingPanel:
 
     def _begin(self, begin) -> None:
         begin()
-        config = self.session.snapshot().config
+        config = self.session.snapshot().settings
         self.shown.setdefault(config.save_dir, (config, ()))
         self._draw_runs()
         self._following = self._loop.create_task(self._follow())
@@ -166,7 +168,7 @@ class TrainingPanel:
 
     def _clear(self) -> None:
         now = self.session.snapshot()
-        self.shown = {now.config.save_dir: (now.config, now.rows)} if now.active else {}
+        self.shown = {now.settings.save_dir: (now.settings, now.rows)} if now.active else {}
         self._draw_runs()
 
     def _say(self, state: str, text: str = "") -> None:
@@ -180,11 +182,11 @@ class TrainingPanel:
         self.buttons["start"].disabled = now.active
         self.buttons["stop"].disabled = not now.active or now.state in ("stopping", "finishing")
         self.buttons["resume"].disabled = now.state != "stopped"
-        self.bar.max, self.bar.value = now.config.steps, now.step
+        self.bar.max, self.bar.value = now.settings.steps, now.step
         self._say(now.state, _words(now))
-        key = now.config.save_dir
+        key = now.settings.save_dir
         if key in self.shown and now.rows and self._drawn != (key, now.rows):
-            self.shown[key] = (now.config, now.rows)
+            self.shown[key] = (now.settings, now.rows)
             self._draw_curves(now)
             self._drawn = (key, now.rows)
 
@@ -287,11 +289,11 @@ class TrainingPanel:
         with self.figure.batch_update():
             for curve in ("loss", RETRIEVAL):
                 if curve in drawn:
-                    trace = self._traces[now.config.save_dir, curve]
+                    trace = self._traces[now.settings.save_dir, curve]
                     trace.x, trace.y = drawn[curve]
             for name, trace in self._gates.items():
                 trace.x, trace.y = drawn.get(f"gate/{name}", ([], []))
-            name = html.escape(self._traces[now.config.save_dir, "loss"].name)
+            name = html.escape(self._traces[now.settings.save_dir, "loss"].name)
             self.figure.layout.annotations[2].text = f"Mean gates<br><span style='font-size:12px'>{name}</span>"
 
     def _show_command(self) -> None:
@@ -306,7 +308,7 @@ class TrainingPanel:
 
 def _words(now: Snapshot) -> str:
     """The status line."""
-    at = f"at step {now.step} of {now.config.steps}"
+    at = f"at step {now.step} of {now.settings.steps}"
     if now.state == "failed":
         return now.error
     if now.state == "starting":
@@ -314,10 +316,10 @@ def _words(now: Snapshot) -> str:
     if now.state == "finishing":
         return "all steps done, embedding every sample ..."
     if now.state == "finished":
-        found = Run(now.config.folder).summary
+        found = Run(now.settings.folder).summary
         scores = ", ".join(f"{k} {found['held-out'][k]:.2f}" for k in ("R@1", "R@5"))
         again = " It was trained before with these settings and is shown again." if now.note == "trained before" else ""
-        return f"{scores} on {found['n_held_out']} held-out samples, in {now.config.save_dir}.{again}"
+        return f"{scores} on {found['n_held_out']} held-out samples, in {now.settings.save_dir}.{again}"
     parts = [at]
     if now.state == "running":
         parts += [f"loss {now.rows[-1]['loss']:.3f}"] * bool(now.rows)

@@ -23,7 +23,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import ALARM, cloud_scene, cloud_trace, overlay, plain
 from rgb2pc_lib.views.spaces import COLOURINGS, MEANING, SCALES, Spaces, draw_map, name_tasks, safe, task_colours
-from rgb2pc_lib.views.widgets.paint import Repaint
+from rgb2pc_lib.views.widgets.paint import Repaint, first_point
 
 SIDE, SMALL = 224, 104  # pixels of a picture
 COUNT = 5  # neighbours shown
@@ -124,8 +124,8 @@ class SpaceBrowser:
         })  # fmt: skip
         points = figure.data[0]
         points.unselected.marker.opacity, figure.data[1].unselected.marker.opacity = 0.08, 1
-        points.on_hover(lambda _, at, __: at.point_inds and self.hover(at.point_inds[0]))
-        points.on_click(lambda _, at, __: at.point_inds and self.click(at.point_inds[0]))
+        points.on_hover(first_point(self.hover))
+        points.on_click(first_point(self.click))
         points.on_selection(lambda _, at, __: self.select(at.point_inds or None))
         points.on_deselect(lambda *_: self.select(None))
         return figure
@@ -212,7 +212,7 @@ class SpaceBrowser:
         """The two maps as coloured, with one row marked, its frame, its points and its neighbours, as one picture."""
         row = self.clicked if row is None else row
         figure = Figure(figsize=(13, 10.4), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=[1.35, 1])
+        (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.35, 1])
         if self.colour.value == "task":
             name_tasks(above, self.spaces)
         for axes, which in zip(above.subplots(1, 2), self.spaces.maps, strict=True):
