@@ -15,7 +15,7 @@ EVIL = "</script><script>alert(3)</script>"  # a title may hold what a folder's 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     workspace = tiny.make(tmp_path_factory.mktemp("data"), tasks=TASKS, steps=12)
-    config = Config(steps=5, batch_size=8, student_tokens=4, fuse_dim=8, moe_hidden=8, eval_every=0)
+    config = Config(validation=0.0, steps=5, batch_size=8, student_tokens=4, fuse_dim=8, moe_hidden=8, eval_every=0)
     out = tmp_path_factory.mktemp("runs")
     for _ in train_line_up(line_up(config.with_workspace(workspace), 2, out)):
         pass
