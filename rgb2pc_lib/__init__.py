@@ -9,7 +9,30 @@ used, so that `import rgb2pc_lib` costs nothing.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same for checkers and editors, which run nothing
+    from rgb2pc_lib.data.packs import FeaturePack as FeaturePack
+    from rgb2pc_lib.data.pairing import pair as pair
+    from rgb2pc_lib.data.pairing import select as select
+    from rgb2pc_lib.data.workspace import Workspace as Workspace
+    from rgb2pc_lib.deploy.compact import CompactConfig as CompactConfig
+    from rgb2pc_lib.deploy.compact import CompactRun as CompactRun
+    from rgb2pc_lib.deploy.compress import export_run as export_run
+    from rgb2pc_lib.deploy.compress import train_compact as train_compact
+    from rgb2pc_lib.deploy.embed import Embedder as Embedder
+    from rgb2pc_lib.deploy.embed import embed_packs as embed_packs
+    from rgb2pc_lib.deploy.share import share as share
+    from rgb2pc_lib.errors import InputError as InputError
+    from rgb2pc_lib.judging.evaluate import judge as judge
+    from rgb2pc_lib.judging.evaluate import judged_config as judged_config
+    from rgb2pc_lib.judging.evaluate import line_up as line_up
+    from rgb2pc_lib.judging.verdicts import gap_closed as gap_closed
+    from rgb2pc_lib.judging.verdicts import verdict as verdict
+    from rgb2pc_lib.learning.models import Student as Student
+    from rgb2pc_lib.learning.runs import Config as Config
+    from rgb2pc_lib.learning.runs import Run as Run
+    from rgb2pc_lib.learning.train import train as train
 
 _HOMES = {
     "errors": ["InputError"],

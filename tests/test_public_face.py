@@ -116,6 +116,12 @@ def test_the_face_names_what_it_offers():
         rgb2pc_lib.Trainer  # noqa: B018
 
 
+def test_checkers_are_told_the_same_names_and_homes():
+    nodes = [n for n in ast.walk(ast.parse((LIBRARY / "__init__.py").read_text())) if isinstance(n, ast.ImportFrom)]
+    told = [(n.module, a.name, a.asname) for n in nodes for a in n.names if n.module.startswith("rgb2pc_lib.")]
+    assert sorted(told) == sorted((f"rgb2pc_lib.{home}", name, name) for name, home in rgb2pc_lib._HOME.items())
+
+
 def test_importing_the_face_loads_nothing_heavy():
     words = [sys.executable, "-X", "importtime", "-c", "import rgb2pc_lib"]
     lines = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stderr.splitlines()

@@ -48,7 +48,8 @@ def positive(text: str) -> int:
 def main(argv=None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.num_threads)
-    workspace = Workspace.load(args.workspace).require("clouds")
+    workspace = Workspace.load(args.workspace)
+    clouds = workspace.root("clouds")
     out = args.out or workspace.teacher
     if out is None:
         raise InputError(f"{args.workspace}: names no teacher root; add one or give --out")
@@ -56,12 +57,12 @@ def main(argv=None) -> None:
     encoder = load_cloud_encoder(args.encoder, args.weights, device, args.frame)
     tag = args.tag or encoder.name
     if args.dry_run:
-        work = plan(encoder, workspace.clouds, out, tag)
+        work = plan(encoder, clouds, out, tag)
         disk = f"{work.bytes(encoder) / 1e9:.2f} GB ({free_bytes(out) / 1e9:.0f} GB free)"
         print(f"{tag}: {len(work.todo)} files to write, {disk}, {work.kept} kept, in {out}")
         return
     batch = args.batch or (1 if device == "cpu" else 16)
-    written, kept = extract_teacher(encoder, workspace.clouds, out, tag, batch)
+    written, kept = extract_teacher(encoder, clouds, out, tag, batch)
     print(f"{tag}: {written} files written, {kept} kept, in {out}")
 
 
