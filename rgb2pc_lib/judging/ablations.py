@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rgb2pc_lib.data.workspace import Workspace, portable
+from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import Judgement, judge_students, judged_config
+from rgb2pc_lib.judging.evaluate import Judgement, judge_students, judged_config, over_seeds, singles
 from rgb2pc_lib.judging.verdicts import difference, interval
 from rgb2pc_lib.learning.runs import Config
 
@@ -21,6 +21,7 @@ BASE = "weighted"  # the judged runs' own settings
 SETTINGS: dict[str, dict[str, dict]] = {  # question -> answer -> what differs from the base
     "fusion": {"moe": {"fusion": "moe"}, "uniform": {"fusion": "uniform"}},
     "pooling": {
+        "mean": {"pooling": "mean"},
         "2 x 2 blocks": {"pooling": "blocks2"},
         "4 x 4 blocks": {"pooling": "blocks4"},
         "attention": {"pooling": "attention"},
@@ -28,6 +29,7 @@ SETTINGS: dict[str, dict[str, dict]] = {  # question -> answer -> what differs f
     "places": {"128 places": {"student_tokens": 128}},
     "losses": {
         "with MSE": {"loss_mse": 1.0},
+        "without MSE": {"loss_mse": 0.0},
         "with relational": {"loss_relational": 1.0},
         "neighbours no negatives": {"exclude_near": 2},
     },
@@ -45,6 +47,7 @@ MEASURES = ("R@1", "R2 tcp", "R2 object", "R2 tcp-object", "R2 distance", "R2 pr
 def line_up(workspace: Workspace, questions: list[str], seeds: int, out: Path, steps: int | None = None) -> list:
     """(name, config) of every training behind the answers: the base, each answer, and a student of each expert alone.
 
+    What is the base's own answer already is left out: nothing is trained twice, or compared with itself.
     Raises InputError for a question that is not one of `SETTINGS`, or "experts".
     """
     unknown = set(questions) - {*SETTINGS, "experts"}
@@ -55,18 +58,13 @@ def line_up(workspace: Workspace, questions: list[str], seeds: int, out: Path, s
     answers: dict[str, dict] = {BASE: {}}
     for question in questions:
         if question == "experts":
-            roots = base.vis_roots
-            answers |= {f"{name} only": {"vis_roots": {name: root}} for name, root in roots.items()}
+            answers |= singles(base)
         elif question == "steps":
             answers |= {"half the steps": {"steps": base.steps // 2}, "twice the steps": {"steps": base.steps * 2}}
         else:
             answers |= SETTINGS[question]
-    rows = []
-    for seed in range(seeds):
-        for name, changes in answers.items():
-            folder = portable(out / f"{name.replace(' ', '-')}-seed{seed}")
-            rows.append((name, dataclasses.replace(base, **{"seed": seed, "save_dir": folder} | changes)))
-    return rows
+    apart = {k: v for k, v in answers.items() if k == BASE or base.changes(dataclasses.replace(base, **v))}
+    return over_seeds(base, apart, seeds, out)
 
 
 def answers(rows: list[tuple[str, Config]], state_root: Path | None) -> tuple[Judgement, pd.DataFrame]:

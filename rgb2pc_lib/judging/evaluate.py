@@ -20,7 +20,7 @@ from rgb2pc_lib.data.sampling import embedding_lattice
 from rgb2pc_lib.data.workspace import FAST, Workspace, portable
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.probes import LOOKS, load_looks, load_proprioception, load_targets, probe_samples, scores
+from rgb2pc_lib.judging.probes import LOOKS, load_answers, probe_samples, scores
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION, UNTRAINED, pooled_rivals, untrained
 from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, WIDTH
 from rgb2pc_lib.learning.metrics import agreement, knn_overlap, linear_cka, retrieval
@@ -60,8 +60,8 @@ class Questions:
         keys = _keys(e)
         if state_root is None:
             return cls(keys, e["held_out"], {})
-        looks, own = load_looks(state_root, keys), load_proprioception(state_root, keys)
-        return cls(keys, e["held_out"], load_targets(state_root, keys), looks, own)
+        targets, own, looks = load_answers(state_root, keys)
+        return cls(keys, e["held_out"], targets, looks, own)
 
     def ask(self, features: np.ndarray) -> tuple[dict[str, float], pd.DataFrame]:
         """Measures of features `[n, d]`, with those of each look where episodes differ in it; and sums by episode."""
@@ -143,22 +143,30 @@ def line_up(config: Config, seeds: int, out: Path, ablations: bool = False) -> l
     >>> [name for name, _ in line_up(config, seeds=1, out=folder)]
     ['weighted', 'moe', 'dinov3 only', 'vggt only', 'shuffled control']
     """
-    rows = []
-    for seed in range(seeds):
-        base = dataclasses.replace(config, seed=seed, shuffle_pairs=False)
-        students: dict[str, dict[str, Any]] = {"weighted": {"fusion": "weighted"}, "moe": {"fusion": "moe"}}
-        for name, root in config.vis_roots.items():
-            students[f"{name} only"] = {"fusion": "weighted", "vis_roots": {name: root}}
-        students[SHUFFLED] = {"fusion": "moe", "shuffle_pairs": True}
-        if ablations and len(config.vis_roots) > 1:
-            students["uniform"] = {"fusion": "uniform"}
-            for name in config.vis_roots:
-                rest = {k: v for k, v in config.vis_roots.items() if k != name}
-                students[f"moe without {name}"] = {"fusion": "moe", "vis_roots": rest}
-        for name, changes in students.items():
-            folder = out / f"{name.replace(' ', '-')}-seed{seed}"
-            rows.append((name, dataclasses.replace(base, **changes, save_dir=portable(folder))))
-    return rows
+    students: dict[str, dict[str, Any]] = {"weighted": {"fusion": "weighted"}, "moe": {"fusion": "moe"}}
+    students |= singles(config)
+    students[SHUFFLED] = {"fusion": "moe", "shuffle_pairs": True}
+    if ablations and len(config.vis_roots) > 1:
+        students["uniform"] = {"fusion": "uniform"}
+        for name in config.vis_roots:
+            rest = {k: v for k, v in config.vis_roots.items() if k != name}
+            students[f"moe without {name}"] = {"fusion": "moe", "vis_roots": rest}
+    return over_seeds(dataclasses.replace(config, shuffle_pairs=False), students, seeds, out)
+
+
+def singles(config: Config) -> dict[str, dict[str, Any]]:
+    """What makes a student of each expert alone of a config, by row name."""
+    return {f"{k} only": {"fusion": "weighted", "vis_roots": {k: root}} for k, root in config.vis_roots.items()}
+
+
+def over_seeds(config: Config, students: dict[str, dict[str, Any]], seeds: int, out: Path) -> list[tuple[str, Config]]:
+    """(row name, config) of every student, the changes of a config, with every seed; each in a folder of its own."""
+    return [
+        (name, dataclasses.replace(config, **{"seed": seed, **changes, "save_dir": portable(folder)}))
+        for seed in range(seeds)
+        for name, changes in students.items()
+        for folder in [out / f"{name.replace(' ', '-')}-seed{seed}"]
+    ]
 
 
 def train_line_up(rows: list[tuple[str, Config]]) -> Iterator[tuple[int, Progress]]:

@@ -1,0 +1,26 @@
+"""Ablations: one setting at a time, never the base against itself, judged on validation episodes."""
+
+import pytest
+
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.judging.ablations import BASE, SETTINGS, line_up
+from rgb2pc_lib.judging.evaluate import judged_config
+
+
+def test_every_answer_differs_from_the_base_in_what_was_asked(left, tmp_path):
+    base = judged_config(left)
+    rows = line_up(left, [*SETTINGS, "experts"], 2, tmp_path)
+    assert len({config.folder for _, config in rows}) == len(rows)
+    asked = {name: set(changes) for answers in SETTINGS.values() for name, changes in answers.items()}
+    asked |= {name: {"vis_roots", "fusion"} for name, _ in rows if name.endswith(" only")}
+    asked |= {"half the steps": {"steps"}, "twice the steps": {"steps"}}
+    for name, config in rows:
+        changed = set(base.changes(config)) - {"seed"}
+        assert not changed if name == BASE else changed and changed <= asked[name], name
+    names = [name for name, config in rows if config.seed == 1]
+    assert "mean" in names and "left only" in names and "2 x 2 blocks" not in names  # which is the base's own
+
+
+def test_an_unknown_question_is_named(left, tmp_path):
+    with pytest.raises(InputError, match="--only: .* found colours"):
+        line_up(left, ["colours"], 1, tmp_path)
