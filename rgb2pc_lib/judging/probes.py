@@ -31,18 +31,18 @@ def load_targets(root: Path, keys: pd.DataFrame) -> dict[str, np.ndarray]:
     return _common(root, keys, _targets)
 
 
-def load_proprioception(root: Path, keys: pd.DataFrame) -> np.ndarray | None:
-    """What the robot knows of itself, `[n, 4]`: tcp (m, in its own frame) and opening (m); None where not recorded."""
-    found = _common(root, keys, _own)
-    return np.concatenate([found[k] for k in _OWN], 1) if found.keys() == set(_OWN) else None
+_OWN = ("own tcp", "own opening")
 
 
-_OWN = ("tcp", "opening")
+def load_answers(root: Path, keys: pd.DataFrame) -> tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray | None]:
+    """`load_targets`, what the robot knows of itself, and the episodes' looks, from one reading of the states.
 
-
-def load_looks(root: Path, keys: pd.DataFrame) -> np.ndarray | None:
-    """Whether each sample's episode has a randomised look, `[n]` bool; None where the states do not say."""
-    return _common(root, keys, _look).get("randomised")
+    The robot knows its tcp (m, in its own frame) and its opening (m): `[n, 4]`. The look is whether an episode's is
+    randomised: `[n]` bool. Either is None where it is not recorded of every episode.
+    """
+    found = _common(root, keys, lambda *state: _targets(*state) | _own(*state) | _look(*state))
+    own = np.concatenate([found[k] for k in _OWN], 1) if set(_OWN) <= found.keys() else None
+    return {k: found[k] for k in PROBES if k in found}, own, found.get("randomised")
 
 
 def _common(root: Path, keys: pd.DataFrame, read) -> dict[str, np.ndarray]:
@@ -59,7 +59,8 @@ def _common(root: Path, keys: pd.DataFrame, read) -> dict[str, np.ndarray]:
 
 
 def _own(state, rows, path) -> dict[str, np.ndarray]:
-    return {k: state[k][rows].reshape(len(rows), -1) for k in _OWN if k in state}
+    kept = {k: k.removeprefix("own ") for k in _OWN}
+    return {k: state[name][rows].reshape(len(rows), -1) for k, name in kept.items() if name in state}
 
 
 def _look(state, rows, path) -> dict[str, np.ndarray]:

@@ -18,19 +18,30 @@ KNOWN = {PROPRIOCEPTION: ("R2 tcp", "tcp cm", "R2 opening")}  # what a rival was
 
 def pooled_features(data: Data, blocks: int = 1) -> dict[str, np.ndarray]:
     """Mean token of each expert in every block of the image, `[n, blocks * blocks * C]`, for all samples."""
+    return _pooled(data, (blocks,))[blocks]
+
+
+def _pooled(data: Data, sides: tuple[int, ...]) -> dict[int, dict[str, np.ndarray]]:
+    """`pooled_features` for several numbers of blocks, from one reading of the packs."""
     samples = data.samples
     gatherer, positions = Gatherer(samples), lattice(samples.pairing.finest_grid)
     plans = ordered_plans(samples, np.arange(len(samples)), 16, positions)
-    x, y = np.minimum((positions * blocks).astype(int), blocks - 1).T
-    of_block = [np.flatnonzero(y * blocks + x == b) for b in range(blocks * blocks)]
-    parts: dict[str, list] = {name: [] for name in samples.expert_rows}
+    places = {side: _places_of_blocks(positions, side) for side in sides}
+    parts: dict[int, dict[str, list]] = {side: {name: [] for name in samples.expert_rows} for side in sides}
     for batch in gatherer.run(plans):
         for m, (name, tokens) in enumerate(batch.tokens.items()):
             there = batch.present[:, :, m : m + 1]
             seen = tokens.float() * there
-            means = [seen[:, of].sum(1) / there[:, of].sum(1).clamp(min=1) for of in of_block if len(of)]
-            parts[name].append(np.concatenate([mean.numpy() for mean in means], 1))
-    return {name: np.concatenate(rows) for name, rows in parts.items()}
+            for side, of_block in places.items():
+                means = [seen[:, of].sum(1) / there[:, of].sum(1).clamp(min=1) for of in of_block]
+                parts[side][name].append(np.concatenate([mean.numpy() for mean in means], 1))
+    return {side: {name: np.concatenate(rows) for name, rows in of.items()} for side, of in parts.items()}
+
+
+def _places_of_blocks(positions: np.ndarray, side: int) -> list[np.ndarray]:
+    """Numbers of the positions `[K, 2]` in each block of the image that has any, row-major."""
+    x, y = np.minimum((positions * side).astype(int), side - 1).T
+    return [of for b in range(side * side) if len(of := np.flatnonzero(y * side + x == b))]
 
 
 def pooled_rivals(data: Data, width: int, fit: np.ndarray) -> dict[str, np.ndarray]:
@@ -39,8 +50,7 @@ def pooled_rivals(data: Data, width: int, fit: np.ndarray) -> dict[str, np.ndarr
     Principal components are those of the samples `fit` (bool). A name says them: "dinov3 4x4, 256 PCs".
     """
     found: dict[str, np.ndarray] = {}
-    for blocks in BLOCKS:
-        pooled = pooled_features(data, blocks)
+    for blocks, pooled in _pooled(data, BLOCKS).items():
         if len(pooled) > 1:
             pooled[CONCATENATED] = np.concatenate(list(pooled.values()), 1)
         for name, x in pooled.items():

@@ -125,7 +125,8 @@ def _by_episode(episodes: pd.DataFrame, measure: str, model: str) -> dict:
         rows = rows[rows["look"] == look]
     errors = rows.pivot(index="seed", columns="episode", values="error")
     around = rows.drop_duplicates("episode").set_index("episode").loc[errors.columns, "around"]
-    return {"error": errors.to_numpy(), "around": around.to_numpy(), "task": errors.columns.str.partition("/")}
+    tasks = np.array([episode.partition("/")[0] for episode in errors.columns])
+    return {"error": errors.to_numpy(), "around": around.to_numpy(), "task": tasks}
 
 
 def _r2(one: dict) -> np.ndarray:
@@ -140,8 +141,7 @@ def _drawn_r2(one: dict, rows: np.ndarray, rng: np.random.Generator) -> float:
 def _bootstrap(figure, one: dict) -> np.ndarray:
     """`figure(rows of drawn episodes, generator)`, many times; episodes are drawn with replacement within each task."""
     rng = np.random.default_rng(0)
-    tasks = np.array([t[0] for t in one["task"]])
-    groups = [np.flatnonzero(tasks == t) for t in dict.fromkeys(tasks)]
+    groups = [np.flatnonzero(one["task"] == t) for t in dict.fromkeys(one["task"])]
     return np.array([figure(np.concatenate([rng.choice(g, len(g)) for g in groups]), rng) for _ in range(_DRAWS)])
 
 

@@ -48,7 +48,7 @@ def embed_samples(
 
 
 def curve(prepared: Prepared) -> dict[str, float]:
-    """Figures on some held-out samples, at a lattice about as fine as the training's."""
+    """Figures on some samples for validation (held-out ones without such), at a lattice about as fine as training's."""
     data, gatherer, aim = prepared.data, prepared.gatherer, prepared.learner.objective
     index = data.curve[:: math.ceil(len(data.curve) / _CURVE_SAMPLES)]
     with ranks.agreed():
@@ -76,8 +76,7 @@ def finish(run: Run, prepared: Prepared) -> None:
     held_out, validation = np.isin(index, data.held_out), np.isin(index, data.validation)
     arrays = {k: keys[k].to_numpy(str) for k in ("task", "episode", "step")}
     arrays |= {"time": keys["time"].to_numpy(), "held_out": held_out, "validation": validation}
-    arrays |= {"gates": gates}
-    arrays |= {"student": embedding, "teacher": teacher, "experts": np.array(student.experts)}
+    arrays |= {"gates": gates, "student": embedding, "teacher": teacher, "experts": np.array(student.experts)}
     write_atomic(run.file("embeddings.npz"), lambda p: np.savez(p, **arrays))
     ours, theirs = embedding[held_out], (teacher - mean.numpy())[held_out]
     figures = retrieval(ours, theirs) | agreement(ours, theirs) if aim.distils else {}

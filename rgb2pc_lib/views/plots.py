@@ -87,10 +87,10 @@ def judgement_figure(long: pd.DataFrame) -> Figure:
         label = f"{model}, pooled" if model in experts else model
         style = {"s": 70, "marker": "o"} if big else {"s": 32, "marker": "D"}
         probes.scatter(x, table.loc[model, measures].clip(floor), color=colour(model, experts), label=label, **style)
-    rivals = [rivals_of(table, m) for m in measures]
-    for i, best in enumerate(r.max() for r in rivals if len(r)):
-        said = "best rival of equal width" if i == 0 else None
-        probes.plot([i - 0.45, i + 0.45], [max(best, floor)] * 2, color="0.25", lw=1.5, ls="--", zorder=1, label=said)
+    best = {i: rivals.max() for i, m in enumerate(measures) if len(rivals := rivals_of(table, m))}
+    for n, (i, value) in enumerate(best.items()):
+        said = "best rival of equal width" if n == 0 else None
+        probes.plot([i - 0.45, i + 0.45], [max(value, floor)] * 2, color="0.25", lw=1.5, ls="--", zorder=1, label=said)
     probes.axhline(0, color="0.8", lw=1, zorder=0)
     for edge in np.arange(len(measures) - 1) + 0.5:
         probes.axvline(edge, color="0.92", lw=1, zorder=0)
