@@ -32,7 +32,7 @@ from rgb2pc_lib.errors import InputError
 class DepthTraining:
     """One training. Every random draw follows from `seed`."""
 
-    steps: int = 3000  # optimiser steps
+    steps: int = 2000  # optimiser steps
     batch: int = 32  # frames
     lr: float = 2e-3  # peak of a cosine schedule
     warmup: int = 100  # steps
