@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
-from rgb2pc_lib.data.workspace import SAMPLE, Workspace
 from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.simdepth import DepthConfig, DepthNetwork, load_network, save_simdepth
 from rgb2pc_lib.encoders.simdepth_training import DepthTraining, learn, load_surfaces, recoloured
