@@ -8,7 +8,7 @@ from PIL import Image
 from rgb2pc_lib.data.clouds import Cloud, write_ply
 from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.simdepth import DepthConfig, DepthNetwork, load_network, save_simdepth
-from rgb2pc_lib.encoders.simdepth_training import DepthTraining, learn, load_surfaces, recoloured
+from rgb2pc_lib.encoders.simdepth_training import DepthTraining, errors, learn, load_surfaces, recoloured
 from rgb2pc_lib.errors import InputError
 
 TINY = DepthConfig(size=32, stem=8, channels=16)
@@ -54,6 +54,8 @@ def test_depth_is_learned_from_what_shows_it(recorded):
     assert figures[0]["depth"] > 30 and figures[-1]["depth"] < 30  # cm; the mean is off by 50
     assert figures[-1]["place"] < figures[0]["place"] / 2
     assert not network.training
+    off = errors(network, data)
+    assert off.shape == (16, 2) and off[:, 0].mean() < 0.25 and not data.randomised.any()
     again = list(learn(DepthNetwork(TINY), data, DepthTraining(steps=3, batch=16)))
     assert again == list(learn(DepthNetwork(TINY), data, DepthTraining(steps=3, batch=16)))
 
