@@ -26,10 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--out", type=Path, default=RUNS / "judge", help="folder of the runs (default: runs/judge)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per student (default: %(default)s)")
     p.add_argument("--steps", type=int, help="steps of each run (default: those of `evaluate.judged_config`)")
+    p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+                   help="settings of all students, named as in tools/train_rgb2pc_distill.py")  # fmt: skip
     p.add_argument("--figure", default="judgement", help="name of the figure in figures/ (default: %(default)s)")
     a = p.parse_args(argv)
     try:
-        config = judged_config(Workspace.load(a.workspace), a.steps)
+        config = judged_config(Workspace.load(a.workspace), a.steps).with_settings(a.set)
         rows = line_up(config, a.seeds, a.out)
         train_missing(rows)
         judged = judge(config, rows)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,25 @@ class Config(Settings):
             raise InputError("--loss_consistency: expected --route geometric, which can draw two steps of an episode")
         if self.loss_consistency and self.student_tokens < 2:
             raise InputError("--student_tokens 1: half of them are pairs for --loss_consistency; use 2 or more")
+
+    def with_settings(self, texts: list[str]) -> Config:
+        """The same settings but for some, each a text `name=value`. Raises InputError for what is no setting.
+
+        >>> Config().with_settings(["pooling=attention", "lr=0.01"]).lr
+        0.01
+        """
+        kinds = typing.get_type_hints(Config)
+        found: dict[str, Any] = {}
+        for text in texts:
+            name, equals, value = text.partition("=")
+            if not equals or kinds.get(name) not in (str, int, float):
+                known = ", ".join(sorted(k for k, kind in kinds.items() if kind in (str, int, float)))
+                raise InputError(f"setting {text!r}: expected NAME=VALUE with one of {known}")
+            try:
+                found[name] = kinds[name](value)
+            except ValueError:
+                raise InputError(f"setting {text!r}: expected {kinds[name].__name__}, found {value!r}") from None
+        return dataclasses.replace(self, **found)
 
     @property
     def aligns(self) -> bool:
