@@ -79,7 +79,7 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     nothing are told in one line.
 
     Without `teacher` nothing of it is looked for, which is all that embedding needs.
-    Raises InputError for a root that is missing, a task that is in none of them, and packs of one expert that differ.
+    Raises InputError for a root that is missing, and a task that is in none of them.
 
     >>> pairing = pair(workspace)
     >>> pairing.table.iloc[0].to_dict()
@@ -125,7 +125,6 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
         for name, there in have.items():
             missing = broken.get((name, key), NO_EPISODE)
             columns[name] += [missing if there is None else OK if step in there else NO_STEP for step in steps]
-    _same_layout(packs)
     if lost := exclude.unknown(met | {"/".join(key) for key in episodes}, tasks or ()):
         some = ", ".join(lost[:5]) + ", ..." * (len(lost) > 5)
         tell(f"{workspace.name}: {len(lost)} of the exclusion list's entries name nothing here, {some}; check them")
@@ -174,6 +173,7 @@ def _open_packs(
             else:
                 packs[name][key] = pack
         index.save()
+        _set_apart(name, packs[name], broken)
     return packs
 
 
@@ -425,9 +425,16 @@ def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None
         return None
 
 
-def _same_layout(packs: dict[str, dict[tuple[str, str], FeaturePack]]) -> None:
-    for name, found in packs.items():
-        kinds = {(p.channels, p.dtype): p.path for p in found.values()}
-        if len(kinds) > 1:
-            listed = "; ".join(f"{c} channels of {d} in {p}" for (c, d), p in kinds.items())
-            raise InputError(f"packs of expert '{name}' differ: {listed}; extract all episodes with the same model")
+def _set_apart(
+    name: str, packs: dict[tuple[str, str], FeaturePack], broken: dict[tuple[str, tuple[str, str]], str]
+) -> None:
+    """Of an expert's packs, put those into `broken` that differ from most in width or type."""
+    kinds = [(pack.channels, pack.dtype) for pack in packs.values()]
+    usual = max(kinds, key=kinds.count, default=None)
+    example = next((pack for pack in packs.values() if (pack.channels, pack.dtype) == usual), None)
+    for (key, pack), kind in zip(list(packs.items()), kinds, strict=True):
+        if example and kind != usual:
+            listed = ", ".join(f"{p.channels} channels of {p.dtype} in {p.path}" for p in (example, pack))
+            said = f"packs of expert '{name}' differ: {listed}; extract all episodes with the same model"
+            broken[name, key] = said
+            del packs[key]

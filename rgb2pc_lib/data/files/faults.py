@@ -13,6 +13,16 @@ from rgb2pc_lib.errors import InputError
 SHOWN = 40  # lines on the screen; the report has all
 
 
+def parted(said: str) -> tuple[str, str]:
+    """What is wrong, and the remedy, which stands at the end of what is said.
+
+    >>> parted("x.ply: expected points, found none; record it again")
+    ('x.ply: expected points, found none', 'record it again')
+    """
+    what, told, remedy = said.rpartition("; ")
+    return (what, remedy) if told else (said, "others")
+
+
 class Faults:
     """What is wrong with which item. Bad input within `at` is a fault of that item alone, and put down.
 
@@ -57,8 +67,7 @@ class Faults:
         """
         groups: dict[str, list[str]] = {}
         for item, said in self.found.items():
-            what, told, remedy = said.rpartition("; ")
-            what, remedy = (what, remedy) if told else (said, "others")
+            what, remedy = parted(said)
             groups.setdefault(remedy, []).append(what if item in what else f"{item}: {what}")
         ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
         return [line for remedy, same in ordered for line in (f"{remedy} ({len(same)}):", *(f"  {s}" for s in same))]
