@@ -47,7 +47,7 @@ class PointFeatures:
     """One step's points. `uv` are pixels of the source image (u = column, v = row)."""
 
     pc_feat: np.ndarray  # [N, E] float32
-    pc: np.ndarray | None  # [N, 3 or 6] xyz in metres (, rgb)
+    pc: np.ndarray | None  # [N, 3 or 6] float64, xyz in metres (, rgb)
     uv: np.ndarray | None  # [N, 2]
 
 
@@ -146,7 +146,7 @@ def read_points(file: TeacherFile) -> PointFeatures:
         )
     uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
     pc = raw.get("pc")
-    known = (None if value is None else as_array(value, path) for value in (pc, uv))
+    known = None if pc is None else as_array(pc, path, np.float64), None if uv is None else as_array(uv, path)
     return PointFeatures(as_array(feat, path), *known)
 
 
@@ -253,15 +253,15 @@ def _state(path: Path) -> str:
     return f"{sum(s.st_size for s in stats)}|{max(s.st_mtime_ns for s in stats)}"
 
 
-def as_array(value: Any, path: Path) -> np.ndarray:
-    """A tensor or an array as float32. Raises InputError naming the file for what are no plain numbers."""
+def as_array(value: Any, path: Path, kind: type[np.floating[Any]] = np.float32) -> np.ndarray:
+    """A tensor or an array as float32, or another `kind`. Raises InputError naming the file for no plain numbers."""
     if isinstance(value, torch.Tensor):
         value = value.detach()
-        value = value.float().numpy() if value.layout == torch.strided and not value.is_complex() else object()
+        value = value.double().numpy() if value.layout == torch.strided and not value.is_complex() else object()
     array: np.ndarray = np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path}: expected plain tensors or arrays of numbers, found {array.dtype}; write them so")
-    return array.astype(np.float32, copy=False)
+    return array.astype(kind, copy=False)
 
 
 def _zarr(file: TeacherFile) -> zarr.Array[Any]:
