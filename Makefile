@@ -4,11 +4,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-EXPERTS := efficientnet xfeat disk daisy
+EXPERTS := efficientnet xfeat daisy simdepth
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install features demo compact report test lab docs gallery record proof-data teacher bench clean
+.PHONY: help install features demo compact report test lab docs gallery record proof-data teacher simdepth tables bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  make \1\t/' | expand -t 18
@@ -79,17 +79,27 @@ record: $(VENV)/sim  ## record the sample's episodes anew, into data/cache/recor
 	$(BIN)/python tools/record_sim.py --out data/cache/recorded
 
 EPISODES ?= 88
-proof-data: $(VENV)/sim  ## record and extract the episodes behind the tables (half an hour, 5 GB; less: EPISODES=8)
+proof-data: $(VENV)/sim  ## record and extract the episodes behind the tables (half an hour, 11 GB; less: EPISODES=8)
 	$(BIN)/python tools/record_sim.py --out data/cache/proof --episodes $(EPISODES) --first_seed 5000 --randomise mostly
 	$(BIN)/python tools/extract_teacher.py --workspace data/proof.toml
-	$(BIN)/python tools/extract_features.py --workspace data/proof.toml --encoder efficientnet xfeat daisy
+	$(BIN)/python tools/extract_features.py --workspace data/proof.toml --encoder $(EXPERTS)
 
 TASKS := drawer-open door-open assembly hammer peg-insert-side window-open button-press-topdown bin-picking pick-place push \
 	faucet-open lever-pull shelf-place plate-slide handle-press coffee-button basketball box-close dial-turn stick-push
-teacher: $(VENV)/sim  ## record the teacher's clouds and train it anew, into data/cache/teacher (20 minutes)
-	$(BIN)/python tools/record_sim.py --tasks $(TASKS) --out data/cache/other_seeds --randomise mostly --first_seed 1000 \
-		--episodes 40
+OTHER_SEEDS := $(BIN)/python tools/record_sim.py --tasks $(TASKS) --out data/cache/other_seeds --randomise mostly \
+	--first_seed 1000 --episodes 40
+teacher: $(VENV)/sim  ## record clouds of other seeds and train the teacher anew, into data/cache/teacher (20 minutes)
+	$(OTHER_SEEDS)
 	$(BIN)/python tools/train_teacher.py
+
+simdepth: $(VENV)/sim  ## train the geometry expert anew on the same recordings, into data/cache/simdepth (35 minutes)
+	$(OTHER_SEEDS)
+	$(BIN)/python tools/train_simdepth.py
+
+STEPS ?= 800
+tables: proof-data  ## the tables of "What works": students judged and settings compared on `make proof-data` (3 hours)
+	$(BIN)/python tools/ablate.py --workspace data/proof.toml --out runs/ablations --steps $(STEPS)
+	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof --steps $(STEPS) --figure proof
 
 clean:  ## remove what was derived: caches, runs and the site
 	rm -rf data/cache runs site

