@@ -15,6 +15,7 @@ import torch
 
 from rgb2pc_lib.data.sampling import lattice
 from rgb2pc_lib.data.workspace import PROJECT
+from rgb2pc_lib.deploy.embed import embed_packs
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import retrieval
 from rgb2pc_lib.learning.prepare import Data
@@ -305,3 +306,38 @@ def test_an_unreadable_pack_is_refused_or_left_out_and_told(tmp_path, capsys):
     assert list(summary["unreadable"]) == ["push/ep_1"] and "not a readable" in summary["unreadable"]["push/ep_1"]
     assert summary["n_train"] + summary["n_held_out"] + summary["n_validation"] == 7 * 12
     assert left_out_words(summary) == "Left out: 1 episode that cannot be read."
+
+
+def poisoned(folder, expert, value, episode="ep_1", step=5):
+    """A workspace in whose pack one value of one step is no number, in every copy of the frame."""
+    workspace = tiny.make(folder, episodes=4)
+    path = workspace.experts[expert] / "push" / f"{episode}.pt"
+    raw = torch.load(path, weights_only=True)
+    for w, names in enumerate(raw["frame_paths"]):
+        for t, name in enumerate(names):
+            if f"step_{step:04d}" in name:
+                raw["per_frame_features"][w, t, 1, 2, 3] = value
+    torch.save(raw, path)
+    return workspace
+
+
+@pytest.mark.parametrize("fusion", ["weighted", "moe", "uniform"])
+@pytest.mark.parametrize("expert, value", [("left", np.nan), ("right", np.inf)])
+def test_a_token_that_is_no_number_is_named_by_the_batch_that_meets_it(tmp_path, fusion, expert, value):
+    for episode in ("ep_0", "ep_1", "ep_2", "ep_3"):  # in training, and held out: then the final figures meet it
+        workspace = poisoned(tmp_path / episode, expert, value, episode)
+        few = dataclasses.replace(SMALL, steps=4, fusion=fusion, fuse_dim=8, expert_drop=0.5, student_tokens=16)
+        config = dataclasses.replace(few, save_dir=str(tmp_path / f"run_{episode}")).with_workspace(workspace)
+        with pytest.raises(InputError) as e:
+            list(train(config))
+        said = str(e.value)
+        assert f"expert '{expert}': NaN or infinite tokens in push/{episode}/step_0005 of " in said
+        assert f"push/{episode}.pt" in said and "exclude it" in said
+        assert not Run(tmp_path / f"run_{episode}").finished
+
+
+def test_packs_that_are_embedded_are_looked_at_too(left, tmp_path):
+    list(train(config(left, tmp_path / "run", steps=2)))
+    other = poisoned(tmp_path / "other", "right", np.nan)
+    with pytest.raises(InputError, match="expert 'right': NaN or infinite tokens in push/ep_1/step_0005"):
+        embed_packs(Run(tmp_path / "run"), other)
