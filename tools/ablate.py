@@ -34,13 +34,15 @@ def main(argv: list[str] | None = None) -> int:
                    help="other teachers' features of the same steps (tools/extract_teacher.py)")  # fmt: skip
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
                    help="settings of the base, named as in tools/train_rgb2pc_distill.py")  # fmt: skip
+    p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--out", type=Path, default=RUNS / "ablations", help="folder of the runs (default: runs/ablations)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per answer (default: %(default)s)")
     p.add_argument("--steps", type=int, help="steps of each run (default: those of the judged runs)")
     a = p.parse_args(argv)
     try:
-        workspace = Workspace.load(a.workspace)
-        rows = line_up(judged_config(workspace, a.steps).with_settings(a.set), a.only, a.seeds, a.out, dict(a.teachers))
+        workspace = Workspace.load(a.workspace).excluding(a.exclude)
+        base = judged_config(workspace, a.steps).with_settings(a.set)
+        rows = line_up(base, a.only, a.seeds, a.out, dict(a.teachers))
         train_missing(rows)
         judged, table = answers(rows, workspace.state)
     except InputError as e:

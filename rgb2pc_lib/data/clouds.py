@@ -178,8 +178,14 @@ def _as_told(values: np.ndarray, kind: str) -> np.ndarray:
 
 def count_points(path: str | Path) -> int:
     """How many points a PLY file holds, told from its header alone. Raises InputError naming a file without it."""
-    with Path(path).open("rb") as file:
-        header = file.read(_HEADER).partition(b"end_header")[0]
+    try:
+        with Path(path).open("rb") as file:
+            header = file.read(_HEADER).partition(b"end_header")[0]
+    except OSError as error:
+        what = remedy(path, "copy it again", "name a PLY file")
+        raise InputError(
+            f"{path}: expected a PLY file, found none that can be opened ({error.strerror}); {what}"
+        ) from None
     found = re.search(rb"element vertex (\d+)", header)
     if not found:
         what = remedy(path, "copy it again", "save the points as a PLY file")

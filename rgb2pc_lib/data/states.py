@@ -38,7 +38,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     >>> read_state(Path("data/sample/state/hammer/episode_0000.npz"))["tcp"].shape  # doctest: +SKIP
     (16, 3)
     """
-    state = read_npz(path, _WANTED)
+    state = read_npz(path, _WANTED, otherwise="write it with numpy.savez, plain arrays only")
     if "world_to_camera" in state:
         axes = "S44" if state["world_to_camera"].ndim == 3 else "44"  # of a camera that moves there is one a step
         check_npz(path, state, {"steps": ("U", "S"), "world_to_camera": ("f", axes)})

@@ -65,7 +65,11 @@ def new_pack(
             f.write(bits(stored.contiguous().cpu()).data)
             left.discard(place)
 
-        yield put
+        try:
+            yield put
+        except InputError:  # no attempt will go on with it, nor overwrite it as long as the episode has this fault
+            unfinished.unlink()
+            raise
         if left:
             raise InputError(f"{path}: expected tokens for all {shape[0] * shape[1]} places, {len(left)} are missing")
         f.flush()
