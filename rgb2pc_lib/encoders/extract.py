@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rgb2pc_lib.data import system
 from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.listing import IMAGES, step_name, steps
@@ -70,6 +71,7 @@ def extract(
         if pack:  # other settings are no fault of this one episode: nothing goes on
             _check_settings(path, pack, meta | layout(pack["num_frames"], window, stride) | {"save_dtype": dtype})
 
+    system.keep_freed_memory()  # every batch of frames asks for the same memory anew
     size = BatchSize(batch)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # else threads begun later keep the workers' 1

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rgb2pc_lib.data import system
 from rgb2pc_lib.data.clouds import read_ply, transform
 from rgb2pc_lib.data.listing import step_name
 from rgb2pc_lib.data.pictures import read_image
@@ -100,6 +101,7 @@ def learn(network: DepthNetwork, data: Surfaces, config: DepthTraining) -> Itera
 
     What is learned is in standard deviations, so that the four numbers of a pixel weigh alike.
     """
+    system.keep_freed_memory()
     draw = torch.Generator().manual_seed(config.seed)
     told = torch.cat([data.depth[..., None], data.place], -1)  # [S, N, 4]
     middle, scale = told.mean((0, 1)), told.std((0, 1)).clamp(min=1e-6)
