@@ -108,8 +108,8 @@ def examine(workspace: Workspace, deep: bool = False, file: str = "FILE", bad: s
         bad: the exclusion list that will be written, likewise.
 
     >>> found = examine(workspace)
-    >>> found.verdict, found.usable.loc["skip", "steps"].item(), found.findings
-    ('sound', 96, [])
+    >>> found.verdict, found.usable.loc["skip", "steps"].item(), [f.remedy for f in found.findings]
+    ('sound', 96, ['give --batch_size 24'])
     """
     troubles: dict[str, list[Trouble]] = {name: [] for name in ("teacher", *workspace.experts, *ROOTS[1:], "training")}
     here = _folders(workspace, troubles)
@@ -163,7 +163,8 @@ def _folders(workspace: Workspace, troubles: dict[str, list[Trouble]]) -> Worksp
         said = "the workspace names no expert; add one under [experts], name = folder of its packs"
         troubles["training"].append(Trouble("missing", said))
     experts = {name: there[name] for name in workspace.experts if name in there}
-    return dataclasses.replace(workspace, experts=experts, **{kind: there.get(kind) for kind in ROOTS})
+    teacher, rgb, clouds, state = (there.get(kind) for kind in ROOTS)
+    return dataclasses.replace(workspace, teacher=teacher, rgb=rgb, clouds=clouds, state=state, experts=experts)
 
 
 def _paired(here: Workspace, troubles: dict[str, list[Trouble]]) -> Pairing:
@@ -328,12 +329,9 @@ def _needs(workspace: Workspace, pairing: Pairing) -> list[str]:
             fits = "they fit" if tokens < _SPARE * there else "they are read from disk, batch by batch"
             said.append(f"{where} {there:.1f} GB: tokens of every step take {tokens:.2f} GB, {fits}")
         width = sum(pairing.channels.values()) + len(pairing.packs) * Config().fuse_dim
-        weights, rows = (
-            4 * 4 * width * Config().fuse_dim,
-            4 * 2 * len(pairing.table) * WIDEST,
-        )  # with both moments; fp32
-        where = next(p for p in (RUNS, *RUNS.parents) if p.exists())
-        free = gigabytes(shutil.disk_usage(where).free)
+        weights = 4 * 4 * width * Config().fuse_dim  # fp32: by themselves, and in the checkpoint with both moments
+        rows = 4 * 2 * len(pairing.table) * WIDEST
+        free = gigabytes(shutil.disk_usage(next(p for p in (RUNS, *RUNS.parents) if p.exists())).free)
         said.append(f"disk: packs {files:.2f} GB, a run at most about {gigabytes(weights + rows)}; {free} free")
     for name, folder in workspace.experts.items():
         if not pairing.packs.get(name) and name in EXPERTS and workspace.rgb and workspace.rgb.is_dir():
