@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from rgb2pc_lib.data.files.guarded import first_line, read_json_beside, read_npz
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import entries, episodes, step_name
 from rgb2pc_lib.data.packs import load_torch, whole_zarr, zarr_array
 from rgb2pc_lib.data.workspace import CACHE
@@ -177,10 +177,8 @@ def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool 
     table = np.stack([known[s] for s in stamps])
     if missing:
         keep = [s for s, row in known.items() if len(row) == table.shape[1]]
-        store.parent.mkdir(parents=True, exist_ok=True)
-        partial = store.with_name(f"{store.stem}.{os.getpid()}-{threading.get_ident()}.npz")
-        np.savez(partial, stamps=np.array(keep), table=np.stack([known[s] for s in keep]))
-        os.replace(partial, store)
+        rows = np.stack([known[s] for s in keep])
+        write_atomic(store, lambda p: np.savez(p, stamps=np.array(keep), table=rows))
     return table
 
 

@@ -8,7 +8,6 @@ for each class that the file names and takes its attributes; a file that calls a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from tqdm import tqdm
 
 from rgb2pc_lib.data import system
 from rgb2pc_lib.data.files.guarded import first_line
-from rgb2pc_lib.data.listing import natural_key
+from rgb2pc_lib.data.files.writing import new_file
+from rgb2pc_lib.data.listing import IMAGES, natural_key, steps_of
 from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, list_packs, load_torch, locate, open_zarr
 from rgb2pc_lib.errors import InputError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_IMAGES = (".png", ".jpg", ".jpeg")
 
 
 def convert(
@@ -119,25 +118,15 @@ def as_pack(
 
 def write_pack(target: Path, pack: dict, source: Path) -> None:
     """Write a pack that appears under its name only when it is whole and opens as a pack."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        try:
-            large = pack[KEY].nbytes > 2**20  # whose rows then lie in fewer pages
-            alignment = {"save.storage_alignment": system.PAGE if large else 64}
-            with serialization.patch(alignment):  # type: ignore[attr-defined]  # torch adds it when it is imported
-                torch.save(pack, partial)
-        except RuntimeError as e:
-            raise OSError(f"{target}: cannot be written ({first_line(e)}); is the disk full?") from None
+    size = pack[KEY].nbytes
+    with new_file(target, size, alone=True) as partial:
+        alignment = {"save.storage_alignment": system.PAGE if size > 2**20 else 64}  # rows in fewer pages
+        with serialization.patch(alignment):  # type: ignore[attr-defined]  # torch adds it when it is imported
+            torch.save(pack, partial)
         try:
             FeaturePack.open(partial)
         except InputError as e:
             raise InputError(str(e).replace(str(partial), str(source))) from None
-        with open(partial, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # -- reading without running
@@ -196,9 +185,8 @@ def plain(value):
 
 
 def list_frames(folder: Path) -> list[str]:
-    """Names of an episode's frames in the order of their numbers."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in _IMAGES] if folder.is_dir() else []
-    return [p.name for p in sorted(found, key=lambda p: natural_key(p.name))]
+    """Names of an episode's frames in the order of time. Raises InputError for frames of two series."""
+    return [path.name for path in steps_of(folder, IMAGES).values()]
 
 
 def name_frames(path: Path, shape: tuple[int, int], frames: Sequence[str], stride: int = 0) -> list[list[str]]:

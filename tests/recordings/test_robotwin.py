@@ -263,6 +263,49 @@ def test_names_follow_the_files(tmp_path):
         imported(tmp_path)
 
 
+def test_links_keep_the_names_of_their_own_paths(tmp_path):
+    blobs, tasks = tmp_path / "blobs", ("stack", "open")
+    for n, task in enumerate(tasks):
+        write(blobs / f"{n}f3a9", "none")
+        link = tmp_path / "snapshot" / task / "demo_clean" / "data" / "episode0.hdf5"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(blobs / f"{n}f3a9")
+        (link.parent / "._episode0.hdf5").write_bytes(b"what macOS leaves")
+    found = [(r.task, r.episode) for r in list_robotwin(tmp_path / "snapshot", HEAD)]
+    assert sorted(found) == [("open", "demo_clean_episode0"), ("stack", "demo_clean_episode0")]
+    assert [(r.task, r.episode) for r in list_robotwin(link, HEAD)] == [("open", "demo_clean_episode0")]
+
+
+def test_arrays_of_one_name_stay_apart_and_what_is_left_out_is_told(episode, caplog):
+    write(episode, "none")
+    with h5py.File(episode, "r+") as f:
+        f["state/left_arm"] = np.full((FRAMES, 6), 7.0)
+        f["joint_action/time"] = np.arange(FRAMES) / 30
+        f["joint_action/notes"] = np.arange(3)
+        f["observation/head_camera/depth"] = np.zeros((FRAMES, H, W))
+    state = list_robotwin(episode, HEAD)[0].state(range(FRAMES))
+    assert (state["left_arm"] == 7).all() and state["joint_action.left_arm"][1].tolist() == [6, 7, 8, 9, 10, 11]
+    assert "time" not in state and state["joint_action.time"][3] == 0.1
+    for name in ("observation/left_camera/rgb", "observation/head_camera/depth", "joint_action/notes"):
+        assert name in caplog.text
+    assert "head_camera/rgb" not in caplog.text and "left_gripper" not in caplog.text
+
+
+def test_numbers_of_clouds_fit_or_are_refused(episode, tmp_path):
+    write(episode, parameters=None)
+    with h5py.File(episode, "r+") as f:
+        f["pointcloud"][..., 3:] *= 255
+        f["pointcloud"][1, :, 3:] = 1  # nearly black bytes of a frame are no shares of white
+    workspace, _ = imported(tmp_path)
+    cloud = read_ply(list_clouds(workspace.clouds)[("beat_block", "demo_clean_episode0")][0])
+    np.testing.assert_array_equal(cloud.rgb[:POINTS], (scene(0)[2][:, 3:] * 255).round())
+    for value, said in ((np.nan, "finite positions"), (1e9, "positions that 32 bits can tell")):
+        with h5py.File(episode, "r+") as f:
+            f["pointcloud"][2, :, 0] = np.linspace(value, value + 1, POINTS + 12)
+        with pytest.raises(InputError, match=f"episode0.hdf5: cloud 2: expected {said}"):
+            import_recordings(list_robotwin(episode, HEAD), episode.parent, tmp_path / "again", progress=False)
+
+
 def test_later_files_give_frames_and_joints(tmp_path):
     path = tmp_path / "data" / "stack" / "episode0.hdf5"
     path.parent.mkdir(parents=True)
@@ -292,7 +335,9 @@ def test_bad_files_are_named(episode, tmp_path):
     with h5py.File(episode, "r+") as f:
         rgb = f["observation/head_camera/rgb"]
         rgb[2] = b"no picture"
-    with pytest.raises(InputError, match="episode0.hdf5: frame 2 of observation/head_camera: expected a JPEG"):
+    with pytest.raises(
+        InputError, match="episode0.hdf5: frame 2 of observation/head_camera: expected an encoded image"
+    ):
         imported(tmp_path)
     with h5py.File(episode, "w") as f:
         f["action"] = np.zeros(3)
