@@ -57,7 +57,9 @@ def _workspaces(root: Path):
     above = root
     for episodes in EPISODES:
         root = above / str(episodes)
-        sampling.teacher_table = lambda files, c=root / "cache": teacher_table(files, cache=c, progress=False)
+        sampling.teacher_table = lambda files, c=root / "cache", **how: teacher_table(
+            files, **how, cache=c, progress=False
+        )
         for e in range(episodes):
             if not (root / "teacher" / "task" / f"episode_{e:04d}").exists():
                 write_teacher(root / "teacher", f"episode_{e:04d}", [f"step_{i:04d}" for i in range(FRAMES)], np.random)
@@ -118,7 +120,7 @@ def _packs(root: Path):
 
 def _batches(folder: Path) -> tuple[float, float, float]:
     """MB: of a batch, by how much 8 of them raise this process's own memory, and its resident memory at most."""
-    sampling.teacher_table = lambda files: teacher_table(files, cache=folder / "cache", progress=False)
+    sampling.teacher_table = lambda files, **how: teacher_table(files, **how, cache=folder / "cache", progress=False)
     pack_index.CACHE = folder / "cache"
     samples = select(pair(Workspace(folder / "teacher", {"expert": folder / "expert"})))
     gatherer, buffers = sampling.Gatherer(samples), {}

@@ -66,7 +66,7 @@ class Data:
 
     def __init__(self, root: Path, episodes: int, frames: int = 12):
         self.root, self.episodes, self.frames = root, episodes, frames
-        sampling.teacher_table = lambda files: teacher_table(files, cache=root / "cache", progress=False)
+        sampling.teacher_table = lambda files, **how: teacher_table(files, **how, cache=root / "cache", progress=False)
         pack_index.CACHE = root / "cache"  # nothing of this goes into the project's cache
 
     @property

@@ -14,22 +14,31 @@ from pathlib import Path
 
 from rgb2pc_lib import InputError, Workspace
 from rgb2pc_lib.data.workspace import PROJECT, RUNS
-from rgb2pc_lib.judging.ablations import SETTINGS, answers, line_up
+from rgb2pc_lib.judging.ablations import QUESTIONS, answers, line_up
 from rgb2pc_lib.views.notebook import train_missing
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, found {text}")
+    return name, Path(folder)
 
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workspace", default=PROJECT / "data" / "proof.toml", help="TOML file (default: the proof's)")
-    p.add_argument("--only", nargs="+", default=[*SETTINGS, "experts"], metavar="QUESTION",
-                   help=f"of {', '.join(SETTINGS)}, experts (default: all)")  # fmt: skip
+    p.add_argument("--only", nargs="+", default=list(QUESTIONS), choices=QUESTIONS, metavar="QUESTION",
+                   help=f"of {', '.join(QUESTIONS)} (default: all)")  # fmt: skip
+    p.add_argument("--teachers", nargs="+", default=[], type=_named, metavar="NAME=FOLDER",
+                   help="other teachers' features of the same steps (tools/extract_teacher.py)")  # fmt: skip
     p.add_argument("--out", type=Path, default=RUNS / "ablations", help="folder of the runs (default: runs/ablations)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per answer (default: %(default)s)")
     p.add_argument("--steps", type=int, help="steps of each run (default: those of the judged runs)")
     a = p.parse_args(argv)
     try:
         workspace = Workspace.load(a.workspace)
-        rows = line_up(workspace, a.only, a.seeds, a.out, a.steps)
+        rows = line_up(workspace, a.only, a.seeds, a.out, a.steps, dict(a.teachers))
         train_missing(rows)
         judged, table = answers(rows, workspace.state)
     except InputError as e:

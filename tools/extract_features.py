@@ -5,6 +5,8 @@
     torchrun --nproc_per_node=4 tools/extract_features.py --encoder dinov3 vggt --allow_download --device cuda
 
 Packs go to the folder that the workspace names for each expert. An interrupted extraction continues where it stopped.
+An episode with a fault does not stop the others: all faults are listed at the end and in faults.txt beside the packs,
+and the exit status is 2.
 The weights of croco, da3, dinov2, dinov3 and vggt are not part of this project: without --weights it says what to get.
 """
 
@@ -13,10 +15,12 @@ import sys
 from pathlib import Path
 
 from rgb2pc_lib import InputError, Workspace
+from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.data.workspace import SAMPLE
 from rgb2pc_lib.encoders.extract import disk_needs, extract
 from rgb2pc_lib.encoders.images import EXPERTS, describe, load_encoder, locate_weights
 from rgb2pc_lib.encoders.pack_file import DTYPES
+from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.ranks import own_cores, own_device
 
 
@@ -86,10 +90,13 @@ def main(argv=None) -> int:
             for name, out in outs.items():
                 print(disk_needs(describe(name, weights.get(name)), rgb_root, out, **layout), flush=True)
             return 0
+        faults = {name: Faults() for name in outs}
         for name, out in outs.items():
             encoder = load_encoder(name, own_device(args.device), paths[name])
-            written, kept = extract(encoder, rgb_root, out, batch=args.batch, workers=args.num_threads, **layout)
+            how = dict(batch=args.batch, workers=args.num_threads, faults=faults[name])
+            written, kept = extract(encoder, rgb_root, out, **how, **layout)
             print(f"{name}: {written} packs written, {kept} kept, in {out}", flush=True)
+        return max([ranks.tell(faults[name], out / "faults.txt") for name, out in outs.items()])
     except (InputError, OSError) as e:
         print(f"extract_features: {e}", file=sys.stderr)
         return 2

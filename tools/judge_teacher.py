@@ -1,8 +1,10 @@
-"""Is the teacher good at geometry? Linear probes on held-out episodes, an untrained encoder beside it.
+"""Is a teacher good at geometry? Linear probes on episodes it was not fitted on, rivals and ways of pooling beside it.
 
-    python tools/judge_teacher.py --workspace data/sample.toml
+    python tools/judge_teacher.py --workspace data/proof.toml --judged validation
+    python tools/judge_teacher.py --workspace data/proof.toml --weights supervised=upper_bound.safetensors
 
-Four folds over episodes; R2 is within task, positions are in the camera frame. Needs clouds and state, no features.
+Probes are fitted on the workspace's training episodes; R2 is within task, positions are in the camera frame. Needs
+clouds and state, no features.
 """
 
 import argparse
@@ -12,32 +14,37 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
 from rgb2pc_lib import InputError, Workspace
-from rgb2pc_lib.data.files.guarded import read_npz
 from rgb2pc_lib.data.listing import step_name
+from rgb2pc_lib.data.pairing import split
+from rgb2pc_lib.data.teacher import POOLINGS, pooled
 from rgb2pc_lib.data.workspace import SAMPLE
 from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds, read_cloud
-from rgb2pc_lib.encoders.clouds.points import PointEncoder, load_point_encoder
-from rgb2pc_lib.judging.probes import load_targets, probe
+from rgb2pc_lib.encoders.clouds.points import WEIGHTS, PointEncoder, load_point_encoder
+from rgb2pc_lib.judging.evaluate import Questions
+from rgb2pc_lib.learning.runs import Config
 
 
 def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workspace", type=Path, default=SAMPLE, help="names clouds and state (default: the sample)")
-    p.add_argument("--clouds", type=Path, help="clouds, instead of the workspace's")
-    p.add_argument("--state", type=Path, help="state, instead of the workspace's")
-    p.add_argument("--weights", type=Path, help="point encoder (default: data/teacher/pointnet.safetensors)")
-    p.add_argument(
-        "--only",
-        choices=["all", "fixed", "random"],
-        default="all",
-        help="episodes with the fixed camera, with a random one, or all (default: %(default)s)",
-    )
+    p.add_argument("--weights", nargs="+", default=[], type=_named, metavar="NAME=FILE",
+                   help="point encoders of tools/train_teacher.py, beside the shipped one")  # fmt: skip
+    p.add_argument("--pooling", nargs="+", choices=POOLINGS, default=["mean"], help="of point features (default: mean)")
+    p.add_argument("--judged", choices=["validation", "held_out"], default="held_out",
+                   help="which episodes are scored: for choices, or for tables (default: %(default)s)")  # fmt: skip
+    p.add_argument("--out", type=Path, help="a CSV of the table")
     p.add_argument("--num_threads", type=int, default=1, help="processor threads (default: %(default)s)")
     return p.parse_args(argv)
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE, found {text}")
+    return name, Path(path)
 
 
 def spread(z: np.ndarray) -> dict[str, float]:
@@ -51,39 +58,37 @@ def spread(z: np.ndarray) -> dict[str, float]:
     return out
 
 
-def randomised(path: Path) -> bool:
-    return bool(read_npz(path, {"randomised": ("b", "")})["randomised"])
-
-
 @torch.inference_mode()
 def main(argv=None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.num_threads)
     workspace = Workspace.load(args.workspace)
-    state = args.state or workspace.root("state")
-    paths = [
-        (task, episode, path)
-        for (task, episode), steps in list_clouds(args.clouds or workspace.root("clouds")).items()
-        if args.only == "all" or randomised(state / task / f"{episode}.npz") == (args.only == "random")
-        for path in steps
-    ]
-    keys = pd.DataFrame([(t, e, step_name(path.name)) for t, e, path in paths], columns=["task", "episode", "step"])
-    targets = load_targets(state, keys)
-    encoders = {"trained": load_point_encoder(args.weights), "untrained": PointEncoder()}
-    z: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    for _, _, path in tqdm(paths, unit="cloud"):
-        points = torch.from_numpy(read_cloud(path)[0])[None]
+    episodes = list_clouds(workspace.root("clouds"))
+    steps = [(*key, path) for key, paths in episodes.items() for path in paths]
+    keys = pd.DataFrame([(t, e, step_name(path.name)) for t, e, path in steps], columns=["task", "episode", "step"])
+    config = Config()
+    _, validation, held_out = split(keys, config.split_by, config.held_out, config.split_seed, config.validation)
+    judged, other = (validation, held_out) if args.judged == "validation" else (held_out, validation)
+    kept = np.setdiff1d(np.arange(len(keys)), other)
+    questions = Questions.about(keys.loc[kept].reset_index(drop=True), np.isin(kept, judged), workspace.root("state"))
+    named = {"untrained": None, "shipped": WEIGHTS, **dict(args.weights)}
+    encoders = {name: load_point_encoder(path) if path else PointEncoder() for name, path in named.items()}
+    z: dict[str, list[np.ndarray]] = {f"{name}, {how}": [] for name in encoders for how in args.pooling}
+    for n in tqdm(kept, unit="cloud"):
+        points = torch.from_numpy(read_cloud(steps[n][2])[0])[None]
         for name, encoder in encoders.items():
-            z[name].append(encoder.embed(points)[0].numpy())
+            features = encoder(points)[0].numpy()
+            for how in args.pooling:
+                z[f"{name}, {how}"].append(pooled(features, how))
     rows = {}
-    for name, rows_of in z.items():
-        embeddings = np.stack(rows_of)
-        folds = []
-        for _, test in GroupKFold(4).split(embeddings, groups=keys["task"] + keys["episode"]):
-            held_out = np.isin(np.arange(len(keys)), test)
-            folds.append(probe(embeddings, targets, keys, held_out))
-        rows[name] = pd.DataFrame(folds).mean().to_dict() | spread(embeddings)
-    print(pd.DataFrame(rows).round(2).to_string())
+    for name, embeddings in z.items():
+        x = np.stack(embeddings)
+        rows[name] = questions.ask(x)[0] | spread(x) | {"width": x.shape[1]}
+    table = pd.DataFrame(rows)
+    if args.out:
+        table.to_csv(args.out)
+    print(f"{len(judged)} steps of {args.judged} episodes, probes fitted on {len(kept) - len(judged)} others:\n")
+    print(table.round(3).to_string())
 
 
 if __name__ == "__main__":

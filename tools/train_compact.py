@@ -53,9 +53,9 @@ def main(argv: list[str] | None = None) -> int:
             bar = tqdm(total=config.steps, unit="step", desc=config.folder.name) if bar is None else bar
             bar.update(progress.step - bar.n)
             bar.set_postfix(loss=f"{progress.loss:.3f}")
-            if progress.held_out:
-                shown = "  ".join(f"{k} {v:.3g}" for k, v in progress.held_out.items())
-                bar.write(f"step {progress.step}: held-out, against the fused student: {shown}")
+            if progress.curve:
+                shown = "  ".join(f"{k} {v:.3g}" for k, v in progress.curve.items())
+                bar.write(f"step {progress.step}: against the fused student: {shown}")
             if stop:
                 loop.close()
                 bar.close()

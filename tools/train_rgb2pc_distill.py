@@ -96,9 +96,9 @@ def main(argv: list[str] | None = None) -> int:
             bar.update(progress.step - bar.n)
             figures = {"loss": f"{progress.loss:.3f}", **{k: f"{v:.2f}" for k, v in progress.gates.items()}}
             bar.set_postfix(dict(sorted(figures.items())))
-            if progress.held_out and speaks:
-                shown = "  ".join(f"{k} {v:.3g}" for k, v in progress.held_out.items())
-                bar.write(f"step {progress.step}: held-out {shown}")
+            if progress.curve and speaks:
+                shown = "  ".join(f"{k} {v:.3g}" for k, v in progress.curve.items())
+                bar.write(f"step {progress.step}: {shown}")
             if ranks.any_of(bool(stop)):
                 loop.close()
                 bar.close()

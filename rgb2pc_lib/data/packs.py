@@ -45,19 +45,22 @@ torch.serialization.add_safe_globals(
 )
 
 
-def list_packs(root: Path) -> dict[tuple[str, str], Path]:
+def list_packs(root: Path, faults: dict[tuple[str, str], str] | None = None) -> dict[tuple[str, str], Path]:
     """(task, episode) -> pack file, for everything of the form `<root>/<task>/<episode>.pt|.zarr`.
 
-    Raises InputError where an episode has both.
+    Raises InputError where an episode has both: with `faults`, it is put there instead, and left out.
     """
     found: dict[tuple[str, str], Path] = {}
     for task, path in episodes(root):
         if path.suffix.lower() in PACKS:
             key = (task, path.stem)
             if key in found:
-                raise InputError(f"{path}: this episode also exists as {found[key].name}; keep one of the two")
+                said = f"{path}: this episode also exists as {found[key].name}; keep one of the two"
+                if faults is None:
+                    raise InputError(said)
+                faults[key] = said
             found[key] = path
-    return found
+    return {key: path for key, path in found.items() if key not in (faults or {})}
 
 
 @dataclass(eq=False)

@@ -140,8 +140,10 @@ def _open_packs(
     packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
     raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
     for name, folder in workspace.experts.items():
-        index = PackIndex(folder)
-        for key, path in list_packs(folder).items():
+        index, faults = PackIndex(folder), dict[tuple[str, str], str]()
+        found = list_packs(folder, faults)
+        broken |= {(name, key): said for key, said in faults.items() if not tasks or key[0] in tasks}
+        for key, path in found.items():
             if tasks and key[0] not in tasks:
                 continue
             try:

@@ -22,7 +22,7 @@ from rgb2pc_lib.data.mapped import Frames
 from rgb2pc_lib.data.packs import FeaturePack, Unmapped
 from rgb2pc_lib.data.pairing import Samples
 from rgb2pc_lib.data.resident import Resident, fits
-from rgb2pc_lib.data.teacher import subsampled_mean, teacher_table
+from rgb2pc_lib.data.teacher import subsampled, teacher_table
 from rgb2pc_lib.errors import InputError
 
 
@@ -152,6 +152,7 @@ class Gatherer:
 
     `frame_copy` chooses among the copies of a frame ("middle", "last", "random").
     `teacher_points` > 0 averages that many random points per step instead of using the table of all.
+    `teacher_pooling` makes one vector of a step's points ("mean", "mean+max").
     `resident` keeps all frames in the device's memory and gathers there (none: on a GPU, where they fit).
     Raises InputError where a pack holds another copy of the frames only.
 
@@ -162,8 +163,10 @@ class Gatherer:
     def __init__(
         self, samples: Samples, frame_copy: str = "middle", teacher_points: int = 0,
         device: str | torch.device = "cpu", ahead: int = 2, resident: bool | None = None,
+        teacher_pooling: str = "mean",
     ):  # fmt: skip
         self.samples, self.frame_copy, self.teacher_points = samples, frame_copy, teacher_points
+        self.teacher_pooling = teacher_pooling
         self.device, self.ahead = torch.device(device), ahead
         self.resident = fits(samples, frame_copy, self.device) if resident is None else resident
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # of copies to the GPU
@@ -184,7 +187,7 @@ class Gatherer:
         self.files = {r: pairing.teacher[self.keys[r]][self.steps[r]] for r in rows}  # loose pairing may draw any
         self.teacher_row = np.full(len(table), -1)
         self.teacher_row[rows] = np.arange(len(rows))
-        self.table = teacher_table(list(self.files.values()))  # [rows, E]
+        self.table = teacher_table(list(self.files.values()), pooling=teacher_pooling)  # [rows, E]
         self.places: dict[str, dict[int, Place]] = {name: {} for name in self.experts}  # of rows read before
 
     @functools.cached_property
@@ -296,10 +299,10 @@ class Gatherer:
                 tokens[name] = self.store.tokens(name, rows, plan.draws, at)
         teacher = self.teacher_embeddings(plan.teacher)
         if self.teacher_points:
-            rng = np.random.default_rng(plan.seed)
+            drawn = self.teacher_points, np.random.default_rng(plan.seed), self.teacher_pooling
             teacher = np.stack(
                 [
-                    np.mean([subsampled_mean(self.files[r], self.teacher_points, rng) for r in rows if r >= 0], 0)
+                    np.mean([subsampled(self.files[r], *drawn) for r in rows if r >= 0], 0)
                     for rows in plan.teacher.tolist()
                 ]
             )

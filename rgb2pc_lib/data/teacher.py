@@ -1,7 +1,8 @@
 """The teacher: point-cloud features on disk -> one embedding per step.
 
-A step's embedding is the mean of its per-point features. The means are computed once and kept as a table
-in the project's cache, keyed by each file's size and time of change; the user's folders are only read.
+A step's embedding is made from its per-point features: their mean, or their mean beside their largest values. It is
+computed once and kept in a table in the project's cache, keyed by each file's size and time of change; the user's
+folders are only read.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # zarr is imported where an array is opened
     import zarr
 
 AGAIN = "extract this step again"
+POOLINGS = ("mean", "mean+max")  # of a step's points
 _STEP_FILE = re.compile(r"^(?P<step>.+?)\.ply\.ulip_(?P<tag>.+)\.(pt|zarr)$")
 
 
@@ -148,23 +150,36 @@ def read_points(file: TeacherFile) -> PointFeatures:
     return PointFeatures(as_array(feat, path), *known)
 
 
-def teacher_table(files: list[TeacherFile], cache: Path = CACHE, progress: bool = True) -> np.ndarray:
-    """Mean point feature of each file: `[steps, E]` float32, read from the cache where the files are unchanged.
+def pooled(points: np.ndarray, pooling: str) -> np.ndarray:
+    """Point features `[N, C]` as one vector: `[C]`, or with "mean+max" `[2 C]`.
+
+    >>> pooled(np.array([[0.0, 1.0], [2.0, 1.0]]), "mean+max").tolist()
+    [1.0, 1.0, 2.0, 1.0]
+    """
+    mean: np.ndarray = points.mean(0)
+    return mean if pooling == "mean" else np.concatenate([mean, points.max(0)])
+
+
+def teacher_table(
+    files: list[TeacherFile], cache: Path = CACHE, progress: bool = True, pooling: str = "mean"
+) -> np.ndarray:
+    """Pooled point features of each file: `[steps, E]` float32, read from the cache where the files are unchanged.
 
     Raises InputError for an unreadable file, non-finite features, or files of different widths.
     """
     if not files:
         return np.zeros((0, 0), np.float32)
     root = os.path.commonpath([f.path.parent for f in files])
-    store = cache / "teacher_tables" / f"{hashlib.sha256(root.encode()).hexdigest()[:16]}.npz"
+    named = root if pooling == "mean" else f"{root} {pooling}"
+    store = cache / "teacher_tables" / f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.npz"
     known = _known(store)
     states = {path: _state(path) for path in {f.path for f in files}}
     stamps = [f"{f.path}|{f.row}|{states[f.path]}" for f in files]
     missing = [i for i, s in enumerate(stamps) if s not in known]
     for i in tqdm(missing, desc="teacher embeddings", unit="step", disable=not progress or len(missing) < 500):
         feat = read_points(files[i]).pc_feat
-        known[stamps[i]] = mean = feat.mean(0)
-        if not np.isfinite(mean).all():
+        known[stamps[i]] = one = pooled(feat, pooling)
+        if not np.isfinite(one).all():
             bad = int((~np.isfinite(feat)).any(1).sum())
             raise InputError(
                 f"{files[i].path}: pc_feat holds non-finite values, NaN or infinite, in {bad} of {len(feat)} points; "
@@ -196,13 +211,12 @@ def _points_open(path: Path) -> np.ndarray:
     return read_points(TeacherFile(path)).pc_feat
 
 
-def subsampled_mean(file: TeacherFile, points: int, rng: np.random.Generator) -> np.ndarray:
-    """Mean over a random subset of a step's points, `[E]`: an augmentation of the teacher."""
+def subsampled(file: TeacherFile, points: int, rng: np.random.Generator, pooling: str = "mean") -> np.ndarray:
+    """A random subset of a step's points, pooled, `[E]`: an augmentation of the teacher."""
     if file.row is not None:
         raise InputError(f"{file.path}: one pooled embedding a step: nothing for --teacher_points to subsample")
     feat = _points_open(file.path)
-    mean: np.ndarray = feat[rng.choice(len(feat), min(points, len(feat)), replace=False)].mean(0)
-    return mean
+    return pooled(feat[rng.choice(len(feat), min(points, len(feat)), replace=False)], pooling)
 
 
 def _state(path: Path) -> str:

@@ -111,14 +111,24 @@ def _train(config: CompactConfig, resume: bool) -> Generator[Progress]:
     network = network.to(device, memory_format=last)  # type: ignore[call-overload]  # torch's types lack it
     learner = Learner(Compression(config, network, data.keys))
     own = np.arange(len(fused.embeddings()["held_out"]))  # the run's own steps stand first
-    held_out = own[data.held_out[own]]
+    side, watched = _watched(fused, data)
+    seen = frame_cache(watched.files, config.size)
 
     def curve() -> dict[str, float]:
-        embedding, fused_one = embed_pixels(network, pixels, held_out), data.embeddings[held_out]
-        return {"cosine": agreement(embedding, fused_one)["cosine"], **retrieval(embedding, fused_one)}
+        embedding = embed_pixels(network, seen, np.arange(len(seen)))
+        found = {"cosine": agreement(embedding, watched.embeddings)["cosine"]}
+        return {f"{side}/{k}": v for k, v in (found | retrieval(embedding, watched.embeddings)).items()}
 
     yield from follow(run, learner, lambda first: _batches(config, data, pixels, first, device), curve, state)
     _finish(run, config, network.eval(), fused, data, pixels, own)
+
+
+def _watched(fused: Run, data: Targets) -> tuple[str, Targets]:
+    """The steps behind the curve, and their name: the run's own for validation, or the held-out ones without such."""
+    own = own_targets(fused, "validation")
+    if own.held_out.any():
+        return "validation", own.take(np.flatnonzero(own.held_out))
+    return "held-out", data.take(np.flatnonzero(data.held_out))
 
 
 def gather_targets(fused: Run, more_rgb: list[Path], device: str = "auto") -> Targets:

@@ -48,15 +48,17 @@ class Targets:
         return Targets(self.keys.loc[index].reset_index(drop=True), files, self.embeddings[index], self.held_out[index])
 
 
-def own_targets(run: Run) -> Targets:
-    """The run's own steps, held out as they were there. Raises InputError where a frame is missing.
+def own_targets(run: Run, judged: str = "held_out") -> Targets:
+    """The run's own steps, held out as they were there (`judged` as in `Run.embeddings`).
+
+    Raises InputError where a frame is missing.
 
     The embeddings are those in the run's folder, made from its packs.
     """
     if run.config.sample_unit != "step":
         raise InputError(f"{run.folder}: its samples are windows, a compact student sees one frame; train it on steps")
     root = run.config.workspace.root("rgb")
-    stored = run.embeddings()
+    stored = run.embeddings(judged)
     keys = pd.DataFrame({k: stored[k] for k in ("task", "episode", "step", "time")})
     frames = {(*key, step_name(file.name)): file for key, files in list_frames(root).items() for file in files}
     wanted = list(zip(keys["task"], keys["episode"], keys["step"], strict=True))

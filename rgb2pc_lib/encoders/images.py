@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from rgb2pc_lib.encoders.weights import find_weights
 from rgb2pc_lib.errors import InputError
 
-STANDINS = ("efficientnet", "xfeat", "disk", "daisy")  # their weights come inside packages
+STANDINS = ("efficientnet", "xfeat", "disk", "daisy", "simdepth")  # their weights come inside packages, or with us
 # expert -> module of this package with `describe(name, path)`, `load_<expert>(device)` of the stand-ins, and of the
 # others `load_<expert>(device, path)` and `SOURCES`: where their weights are
 EXPERTS = dict.fromkeys(STANDINS, "standins") | {
-    "dinov2": "dino", "dinov3": "dino", "croco": "croco", "vggt": "vggt", "da3": "da3"
+    "simdepth": "simdepth", "dinov2": "dino", "dinov3": "dino", "croco": "croco", "vggt": "vggt", "da3": "da3"
 }  # fmt: skip
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rgb2pc_lib.data.workspace import Workspace
+from rgb2pc_lib.data.workspace import Workspace, portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import Judgement, judge_students, judged_config, over_seeds, singles
+from rgb2pc_lib.judging.evaluate import Judgement, judge_students, judged_config, over_seeds, singles, without_each
 from rgb2pc_lib.judging.verdicts import difference, interval
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config
 
 BASE = "weighted"  # the judged runs' own settings
@@ -33,32 +34,48 @@ SETTINGS: dict[str, dict[str, dict]] = {  # question -> answer -> what differs f
         "with relational": {"loss_relational": 1.0},
         "neighbours no negatives": {"exclude_near": 2},
     },
+    "centring": {"teacher not centred": {"centre": False}},
     "pairing": {
         "loose pairing": {"strict_pairing": False},
         "windows of 4": {"sample_unit": "window", "window": 4},
         "shuffled pairs": {"shuffle_pairs": True},
     },
     "expert drop": {"no expert drop": {"expert_drop": 0.0}},
+    "teacher pooling": {"teacher mean+max": {"teacher_pooling": "mean+max"}},
+    "episodes": {},  # half and a quarter of them, see `line_up`
     "steps": {},  # half as many and twice as many, see `line_up`
 }
 MEASURES = ("R@1", "R2 tcp", "R2 object", "R2 tcp-object", "R2 distance", "R2 progress")
 
 
-def line_up(workspace: Workspace, questions: list[str], seeds: int, out: Path, steps: int | None = None) -> list:
-    """(name, config) of every training behind the answers: the base, each answer, and a student of each expert alone.
+QUESTIONS = (*SETTINGS, "experts", "teachers")
 
+
+def line_up(
+    workspace: Workspace, questions: list[str], seeds: int, out: Path, steps: int | None = None,
+    teachers: dict[str, Path] | None = None,
+) -> list[tuple[str, Config]]:  # fmt: skip
+    """(name, config) of every training behind the answers: the base, each answer, and students with other experts.
+
+    "experts" are a student of each expert alone and one without it; "teachers" students of other teachers' features of
+    the same steps, name -> folder; their retrieval is among their own teacher's embeddings, so compare their probes.
     What is the base's own answer already is left out: nothing is trained twice, or compared with itself.
     Raises InputError for a question that is not one of `SETTINGS`, or "experts".
     """
-    unknown = set(questions) - {*SETTINGS, "experts"}
+    unknown = set(questions) - set(QUESTIONS)
     if unknown:
-        known = ", ".join([*SETTINGS, "experts"])
+        known = ", ".join(QUESTIONS)
         raise InputError(f"--only: expected questions among {known}; found {', '.join(sorted(unknown))}")
     base = judged_config(workspace, steps)
     answers: dict[str, dict] = {BASE: {}}
     for question in questions:
         if question == "experts":
-            answers |= singles(base)
+            answers |= singles(base) | without_each(base)
+        elif question == "teachers":
+            answers |= {f"teacher {name}": {"pc_root": portable(root)} for name, root in (teachers or {}).items()}
+        elif question == "episodes":
+            most = max(Data.open(base).episodes().values())
+            answers |= {f"{n} episodes a task": {"train_episodes": n} for n in (most // 4, most // 2) if n}
         elif question == "steps":
             answers |= {"half the steps": {"steps": base.steps // 2}, "twice the steps": {"steps": base.steps * 2}}
         else:

@@ -57,11 +57,15 @@ class Questions:
     def of(cls, run: Run, state_root: Path | None, judged: str = "held_out") -> Questions:
         """The questions that a finished run's samples answer."""
         e = run.embeddings(judged)
-        keys = _keys(e)
+        return cls.about(_keys(e), e["held_out"], state_root)
+
+    @classmethod
+    def about(cls, keys: pd.DataFrame, held_out: np.ndarray, state_root: Path | None) -> Questions:
+        """The questions that some steps answer: `held_out` `[n]` tells which are scored."""
         if state_root is None:
-            return cls(keys, e["held_out"], {})
+            return cls(keys, held_out, {})
         targets, own, looks = load_answers(state_root, keys)
-        return cls(keys, e["held_out"], targets, looks, own)
+        return cls(keys, held_out, targets, looks, own)
 
     def ask(self, features: np.ndarray) -> tuple[dict[str, float], pd.DataFrame]:
         """Measures of features `[n, d]`, with those of each look where episodes differ in it; and sums by episode."""
@@ -104,8 +108,7 @@ def judge_run(
     keys, h = questions.keys, e["held_out"]
     if run.config.route == "geometric":  # its space is its own: nothing can be compared with the teacher's vectors
         return judge_features(e["student"], e["teacher"], questions)
-    mean = e["teacher"][~h].mean(0)
-    student, teacher = e["student"], e["teacher"] - mean
+    student, teacher = e["student"], run.centred(e)
     episode = keys.groupby(["task", "episode"]).ngroup().to_numpy()
     row = {**retrieval(student[h], teacher[h]), **agreement(student[h], teacher[h])}
     row["R@1 within 1 step"] = retrieval(student[h], teacher[h], episode[h], e["time"][h], 1)["R@1"]
@@ -148,15 +151,20 @@ def line_up(config: Config, seeds: int, out: Path, ablations: bool = False) -> l
     students[SHUFFLED] = {"fusion": "moe", "shuffle_pairs": True}
     if ablations and len(config.vis_roots) > 1:
         students["uniform"] = {"fusion": "uniform"}
-        for name in config.vis_roots:
-            rest = {k: v for k, v in config.vis_roots.items() if k != name}
-            students[f"moe without {name}"] = {"fusion": "moe", "vis_roots": rest}
+        students |= {f"moe {k}": {"fusion": "moe", **v} for k, v in without_each(config).items()}
     return over_seeds(dataclasses.replace(config, shuffle_pairs=False), students, seeds, out)
 
 
 def singles(config: Config) -> dict[str, dict[str, Any]]:
     """What makes a student of each expert alone of a config, by row name."""
     return {f"{k} only": {"fusion": "weighted", "vis_roots": {k: root}} for k, root in config.vis_roots.items()}
+
+
+def without_each(config: Config) -> dict[str, dict[str, Any]]:
+    """What makes a student without each of a config's experts, by row name; none where there is one expert."""
+    roots = config.vis_roots
+    rest = {k: {other: root for other, root in roots.items() if other != k} for k in roots}
+    return {f"without {k}": {"vis_roots": others} for k, others in rest.items() if others}
 
 
 def over_seeds(config: Config, students: dict[str, dict[str, Any]], seeds: int, out: Path) -> list[tuple[str, Config]]:

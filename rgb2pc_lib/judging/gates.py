@@ -117,8 +117,10 @@ class GateReader:
 @functools.lru_cache(maxsize=8)
 def _opened(run: Run, _written: int) -> GateReader:
     student, mean = run.student()
-    data = Data.open(run.config)
-    return GateReader(run, student, mean, data, Gatherer(data.samples, run.config.frame_copy), data.samples.keys())
+    config = run.config
+    data = Data.open(config)
+    gatherer = Gatherer(data.samples, config.frame_copy, teacher_pooling=config.teacher_pooling)
+    return GateReader(run, student, mean, data, gatherer, data.samples.keys())
 
 
 def gate_map(run: Run, task: str, episode: str, step: str) -> np.ndarray:

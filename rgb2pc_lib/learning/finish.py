@@ -54,12 +54,12 @@ def curve(prepared: Prepared) -> dict[str, float]:
     with ranks.agreed():
         own = aim.figures(gatherer, index, _CURVE_IMAGES)
     if not aim.distils:
-        return own
+        return data.on_curve(own)
     places = min(prepared.config.student_tokens, math.prod(gatherer.samples.pairing.finest_grid))
     side = max(round(math.sqrt(places)), 1)
     embedding, _ = embed_samples(prepared.student, gatherer, index, lattice((side, side)))
     teacher = gatherer.teacher_embeddings(data.samples.teacher_rows[index]) - prepared.mean.numpy()
-    return retrieval(embedding, teacher) | own
+    return data.on_curve(retrieval(embedding, teacher) | own)
 
 
 def finish(run: Run, prepared: Prepared) -> None:

@@ -46,12 +46,23 @@ class Data:
             pairing, config.strict_pairing, config.pairing_fallback, config.pooled_unit, config.window, config.seed
         )
         keys = samples.keys()
-        return cls(samples, *split(keys, config.split_by, config.held_out, config.split_seed, config.validation))
+        found = split(keys, config.split_by, config.held_out, config.split_seed, config.validation)
+        return cls(samples, _some_episodes(found[0], keys, config.train_episodes, config.split_seed), *found[1:])
 
     @property
     def curve(self) -> np.ndarray:
         """Samples behind the curve: those for validation, or the held-out ones where there are none."""
         return self.validation if len(self.validation) else self.held_out
+
+    def on_curve(self, figures: dict[str, float]) -> dict[str, float]:
+        """Figures of the curve, each named after the samples that it is of."""
+        side = "validation" if len(self.validation) else "held-out"
+        return {f"{side}/{k}": v for k, v in figures.items()}
+
+    def episodes(self) -> dict[str, int]:
+        """Task -> number of training episodes."""
+        found: dict[str, int] = self.samples.keys().loc[self.training].groupby("task")["episode"].nunique().to_dict()
+        return found
 
     def shuffled(self, seed: int) -> Samples:
         """The control: teachers of the training samples are exchanged; held-out samples stay as they are."""
@@ -69,7 +80,7 @@ class Prepared:
     planner: Plans
     gatherer: Gatherer
     learner: Learner[Distillation]
-    mean: Tensor  # [E], the teacher's mean over the training samples
+    mean: Tensor  # [E], the teacher's mean over the training samples, or zero where it is not taken away
 
     @property
     def student(self) -> Student:
@@ -79,6 +90,18 @@ class Prepared:
         """What this process reads from step `first` on, gathered in the background."""
         steps = range(first, self.config.steps)
         return self.gatherer.run(plan for n in steps for plan in self.learner.plans(self.planner(n)))
+
+
+def _some_episodes(training: np.ndarray, keys: pd.DataFrame, most: int, seed: int) -> np.ndarray:
+    """The training samples of so many episodes a task, drawn at random (0: all); fewer are among more."""
+    if not most:
+        return training
+    rng = np.random.default_rng(seed)
+    kept = []
+    for _, rows in keys.loc[training].groupby("task"):
+        order = rng.permutation(sorted(set(rows["episode"])))
+        kept.append(rows.index[rows["episode"].isin(order[:most])])
+    return np.sort(np.concatenate(kept))
 
 
 def prepare(config: Config, device: torch.device) -> Prepared:
@@ -94,8 +117,12 @@ def prepare(config: Config, device: torch.device) -> Prepared:
         samples, data.training, config.batch_size, config.student_tokens, config.seed, config.expert_drop,
         _DROPPING * config.steps, config.strict_pairing,
     )  # fmt: skip
-    gatherer = Gatherer(samples, config.frame_copy, config.teacher_points, device)
+    gatherer = Gatherer(
+        samples, config.frame_copy, config.teacher_points, device, teacher_pooling=config.teacher_pooling
+    )
     mean = torch.from_numpy(gatherer.teacher_embeddings(samples.teacher_rows[data.training]).mean(0)).float()
+    if not config.centre:
+        mean = torch.zeros_like(mean)
     student = build_student(config, samples.pairing.channels, len(mean)).to(device)
     aim: Distillation
     plans: Plans

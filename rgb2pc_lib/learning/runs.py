@@ -35,6 +35,7 @@ from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.packs import COPIES, load_torch
 from rgb2pc_lib.data.pairing import FALLBACKS, UNITS
 from rgb2pc_lib.data.step_points import KINDS
+from rgb2pc_lib.data.teacher import POOLINGS as TEACHER_POOLINGS
 from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
 from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.models import FUSIONS, POOLINGS, Student
@@ -92,10 +93,13 @@ class Config(Settings):
     split_seed: int = option(
         0, "seed of the split, kept apart so that runs of all seeds are judged alike", (), 0, SEEDS
     )
+    train_episodes: int = option(0, "training episodes a task, drawn at random; 0: all that are left", least=0)
     # sampling
     batch_size: int = shared("batch_size", 64)
     student_tokens: int = option(64, "positions per sample, shared by all experts; at the grid's size: all", least=1)
     teacher_points: int = option(0, "random points averaged per step as augmentation; 0: all, from a table", least=0)
+    teacher_pooling: str = option("mean", "how a step's point features become one vector", TEACHER_POOLINGS)
+    centre: bool = option(True, "take the teacher's mean over the training samples away")
     frame_copy: str = option("middle", "which of a frame's copies in overlapping windows", COPIES)
     expert_drop: float = option(
         0.3, "chance to leave an expert out of a sample, in the first 70 % of the steps", least=0, most=0.9
@@ -154,6 +158,11 @@ class Config(Settings):
             raise InputError("--no_strict_pairing: points and places of the same step are aligned; leave it out")
         if self.loss_geometric and self.route == "distill" and self.sample_unit == "window":
             raise InputError("--loss_geometric: points belong to one step; use --sample_unit step")
+        if self.aligns and self.teacher_pooling != "mean" and self.point_target == "teacher":
+            raise InputError(
+                f"--teacher_pooling {self.teacher_pooling}: points are aligned by features of their own, as wide as "
+                "their mean; leave it out"
+            )
         if self.loss_consistency and self.route == "distill":
             raise InputError("--loss_consistency: expected --route geometric, which can draw two steps of an episode")
         if self.loss_consistency and self.student_tokens < 2:
@@ -308,6 +317,11 @@ class RunFolder:
         """As `embeddings`, of all samples; "held_out" and "validation" mark theirs."""
         found = read_npz(self._finished_file("embeddings.npz"), _EMBEDDINGS, ANEW)
         return {"validation": np.zeros_like(found["held_out"])} | found
+
+    def centred(self, embeddings: dict[str, np.ndarray]) -> np.ndarray:
+        """The teacher `[n, E]` of `embeddings`, in the space in which the student lies."""
+        teacher: np.ndarray = embeddings["teacher"]
+        return teacher - teacher[~embeddings["held_out"]].mean(0) if self.config.centre else teacher
 
     def state(self) -> dict[str, Any]:
         """The resume state. Raises InputError when it is damaged or of another training."""

@@ -89,6 +89,7 @@ class Settings:
 
     tool = "tools/train_rgb2pc_distill.py"
     micro_batch = 0  # where it is no setting: a batch goes through the network as a whole
+    centre = True  # where it is no setting: the teacher's mean is taken away
     if TYPE_CHECKING:  # what every training has (`shared`), each at its place among a training's own settings
         tau: float
         learn_tau: bool

@@ -38,19 +38,19 @@ class Progress:
     loss: float
     parts: dict[str, float]  # each term of the loss, unweighted
     gates: dict[str, float]  # mean gate of each expert over the batch
-    held_out: dict[str, float] = field(default_factory=dict)  # retrieval, when it was measured at this step
+    curve: dict[str, float] = field(default_factory=dict)  # "validation/R@1" ..., when it was measured at this step
     seconds: float = 0.0  # of this step
 
     def row(self) -> dict[str, float]:
-        """As it stands in metrics.jsonl: step, loss, seconds, loss/<term>, gate/<expert>, held-out/<measure>."""
+        """As it stands in metrics.jsonl: step, loss, seconds, loss/<term>, gate/<expert>, validation/<measure>."""
         row = {"step": self.step, "loss": self.loss, "seconds": self.seconds}
-        for prefix, values in (("loss", self.parts), ("gate", self.gates), ("held-out", self.held_out)):
+        for prefix, values in (("loss", self.parts), ("gate", self.gates)):
             row |= {f"{prefix}/{k}": v for k, v in values.items()}
-        return row
+        return row | self.curve
 
     def logged(self, every: int) -> bool:
         """Whether this step has a line in metrics.jsonl."""
-        return bool(self.held_out) or self.step % every == 0 or self.step == 1
+        return bool(self.curve) or self.step % every == 0 or self.step == 1
 
 
 def train(config: Config, resume: bool = False) -> Generator[Progress]:
@@ -120,7 +120,7 @@ def follow(
 
     Args:
         batches: what `learner.step` reads, from a step on; closed at the end.
-        curve: held-out figures, asked for every `eval_every` steps and at the last one.
+        curve: figures by name, asked for every `eval_every` steps and at the last one.
     """
     config, writes, first = learner.config, ranks.rank() == 0, 0
     if state := ranks.from_first(state):
@@ -137,10 +137,10 @@ def follow(
                 start = time.perf_counter()
                 loss, parts, gates = learner.step(n, coming)
                 done = n + 1
-                held_out: dict[str, float] = {}
+                measured: dict[str, float] = {}
                 if done == config.steps or (config.eval_every and done % config.eval_every == 0):
-                    held_out = curve()
-                progress = Progress(done, config.steps, loss, parts, gates, held_out, time.perf_counter() - start)
+                    measured = curve()
+                progress = Progress(done, config.steps, loss, parts, gates, measured, time.perf_counter() - start)
                 if board is not None and progress.logged(config.log_every):
                     _log(run, board, progress, learner.rate(n))
                 if writes and (done % config.save_every == 0 or done == config.steps):

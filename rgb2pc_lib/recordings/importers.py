@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
+from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.guarded import expect, parse_json, read_npz
 from rgb2pc_lib.data.files.writing import new_folder, write_atomic
 from rgb2pc_lib.data.listing import IMAGES, steps_of
@@ -48,13 +49,15 @@ class Recording:
 
 
 def import_recordings(
-    recordings: list[Recording], source: Path, out: Path, every: int = 1, image: str = "jpg", progress: bool = True
-) -> tuple[int, int]:
+    recordings: list[Recording], source: Path, out: Path, every: int = 1, image: str = "jpg", progress: bool = True,
+    faults: Faults = AT_ONCE,
+) -> tuple[int, int]:  # fmt: skip
     """Write this rank's recordings below `out`; the numbers of episodes (written, kept).
 
     every: take each so-many-th frame. image: "png" keeps every pixel, "jpg" (quality 95) is several times smaller.
-    An episode that is there is kept if it was imported in the same way; an interrupted one is begun again.
-    Raises InputError for an `out` inside the source, two recordings of one name, and episodes imported otherwise.
+    An episode that is there is kept if it was imported in the same way; an interrupted one is begun again. One that
+    cannot be read, or was imported otherwise, is put into `faults`.
+    Raises InputError for an `out` inside the source, and two recordings of one name.
     """
     if every < 1:
         raise InputError(f"--every: expected 1 or more, found {every}")
@@ -70,20 +73,22 @@ def import_recordings(
             bar.set_postfix_str(f"{recording.task}/{recording.episode}")
             frames = range(0, recording.frames, every)
             about = recording.about | {"frames": recording.frames, "every": every, "image": image}
-            if _is_there(out, recording, about):
-                kept += 1
-                bar.update(len(frames))
-            else:
-                _write(out, recording, frames, image, about, bar)
-                written += 1
+            with faults.at(f"{recording.task}/{recording.episode}"):
+                if _is_there(out, recording, about):
+                    kept += 1
+                    bar.update(len(frames))
+                else:
+                    _write(out, recording, frames, image, about, bar)
+                    written += 1
     return written, kept
 
 
 def import_workspace(
-    recordings: list[Recording], source: Path, out: Path, name: str, every: int = 1, image: str = "jpg"
-) -> str:
+    recordings: list[Recording], source: Path, out: Path, name: str, every: int = 1, image: str = "jpg",
+    faults: Faults = AT_ONCE,
+) -> str:  # fmt: skip
     """The whole of an import: `import_recordings`, then the workspace file called `name`. What was done, in a line."""
-    written, kept = import_recordings(recordings, source, out, every, image)
+    written, kept = import_recordings(recordings, source, out, every, image, faults=faults)
     return f"{written} episodes written, {kept} kept; the workspace: {write_workspace(out, slug(name))}"
 
 

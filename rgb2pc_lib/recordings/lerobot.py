@@ -49,6 +49,7 @@ def list_lerobot(source: Path, camera: str | None = None) -> list[Recording]:
     camera = choose_camera(camera, pictures, source / "meta" / "info.json")
     columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
     if info["features"][camera]["dtype"] == "video":
+        optional("av")
         columns += [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     rows = [row for f in walk(source / "meta" / "episodes", ".parquet") for row in _table(f, columns).to_pylist()]
     if not rows:

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from rgb2pc_lib.data.clouds import Cloud, project, transform
+from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.guarded import DAMAGE, first_line
 from rgb2pc_lib.data.listing import walk
 from rgb2pc_lib.data.numbers import as_bytes, as_positions, numbers
@@ -49,26 +50,32 @@ class RobotwinOptions:
     cloud_frame: str = "world"  # of the stored clouds: world as RoboTwin writes them, or camera (OpenCV axes)
 
 
-def list_robotwin(source: Path, options: RobotwinOptions = RobotwinOptions()) -> list[Recording]:  # noqa: B008
+def list_robotwin(
+    source: Path,
+    options: RobotwinOptions = RobotwinOptions(),
+    faults: Faults = AT_ONCE,  # noqa: B008
+) -> list[Recording]:
     """Every `.hdf5` or `.h5` file below a folder (or the one file) as a recording.
 
     RoboTwin's `<task>/<config>/data/episode0.hdf5` is episode `<config>_episode0` of the task; any other file is an
-    episode of the task that its folder is called. Raises InputError naming a file that is not such an episode.
+    episode of the task that its folder is called. A file that is not such an episode is put into `faults`.
     """
+    optional("h5py")  # without it nothing can be read, which is no file's fault
     files = [source] if source.is_file() else walk(source, ".hdf5", ".h5")
     if not files:
         raise InputError(f"{source}: expected RoboTwin episodes <task>/<config>/data/episode0.hdf5, found none")
     recordings = []
     for path in files:
-        with _open(path) as file:
-            group, camera, frames = _frames(path, file, options.camera)
         home = Path(os.path.abspath(path)).parent  # of its own path, wherever a link leads
         inside = home.name == "data" and len(home.parts) > 3
         task = home.parent.parent.name if inside else home.name
         episode = f"{home.parent.name}_{path.stem}" if inside else path.stem
-        about = {"source": path.name, "bytes": path.stat().st_size, **asdict(options), "camera": camera}
-        episode_file = EpisodeFile(path, f"{group}/{camera}", FRAMES[group], camera, options)
-        recordings.append(Recording(task, episode, frames, episode_file.read, episode_file.state, about))
+        with faults.at(f"{task}/{episode}"):
+            with _open(path) as file:
+                group, camera, frames = _frames(path, file, options.camera)
+            about = {"source": path.name, "bytes": path.stat().st_size, **asdict(options), "camera": camera}
+            one = EpisodeFile(path, f"{group}/{camera}", FRAMES[group], camera, options)
+            recordings.append(Recording(task, episode, frames, one.read, one.state, about))
     return recordings
 
 

@@ -12,6 +12,7 @@ from rgb2pc_lib.deploy.compress import augmented
 from rgb2pc_lib.judging.ledger import COSTS, FUSED, TEACHER
 from rgb2pc_lib.judging.probes import PROBES
 from rgb2pc_lib.learning.metrics import unit
+from rgb2pc_lib.views.curves import side_of
 from rgb2pc_lib.views.plots import colour
 
 _COMPACTS = ["#aa3377", "#228833", "#ccbb44", "#66ccee"]  # Tol's bright scheme
@@ -74,16 +75,20 @@ def targets_figure(embeddings: np.ndarray, keys: pd.DataFrame, most: int = 400) 
 
 
 def curves_figure(runs: dict[str, CompactRun]) -> Figure:
-    """Loss over the steps, and agreement with the fused student on held-out frames where it was measured."""
+    """Loss over the steps, and agreement with the fused student where it was measured: on frames for validation."""
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     loss, agreement = figure.subplots(1, 2)
+    sides: list[str] = []
     for i, (name, run) in enumerate(runs.items()):
         rows, style = run.metrics(), {"color": _COMPACTS[i % len(_COMPACTS)], "label": name}
         loss.plot(rows["step"], rows["loss"], lw=1.5, **style)
-        seen = rows.dropna(subset="held-out/cosine")
-        agreement.plot(seen["step"], seen["held-out/cosine"], "o-", ms=5, **style)
+        column = f"{side_of(rows)}/cosine"
+        sides.append(side_of(rows))
+        seen = rows.dropna(subset=column)
+        agreement.plot(seen["step"], seen[column], "o-", ms=5, **style)
     loss.set(xlabel="step", ylabel="loss", yscale="log", title="Training loss")
-    agreement.set(xlabel="step", ylabel="mean cosine", ylim=(0, 1), title="Agreement with the fused student, held out")
+    agreement.set(xlabel="step", ylabel="mean cosine", ylim=(0, 1))
+    agreement.set_title(f"Agreement with the fused student, {' and '.join(dict.fromkeys(sides))} frames")
     loss.legend(frameon=False, fontsize=8)
     for axes in (loss, agreement):
         axes.spines[["top", "right"]].set_visible(False)

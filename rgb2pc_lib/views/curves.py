@@ -12,7 +12,7 @@ from rgb2pc_lib.judging.verdicts import verdict
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.plots import colour
 
-RETRIEVAL = "held-out/R@1"
+SIDES = ("validation", "held-out")  # what a curve is of; older runs and those without validation have the latter
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # plotly's names
 _MPL_DASHES = ("-", "--", ":", "-.", (0, (9, 3)), (0, (9, 3, 2, 3)))
 _SHORT = {
@@ -51,15 +51,21 @@ def styles(configs: Sequence[Config]) -> list[tuple[str, int]]:
 
 
 def curves(rows: Sequence[dict] | pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Rows of metrics -> curve name -> (steps, values): loss, "held-out/R@1", and "gate/<expert>"."""
-    table = pd.DataFrame(rows)
-    wanted = [c for c in table if c in ("loss", RETRIEVAL) or c.startswith("gate/")]
+    """Rows of metrics -> curve name -> (steps, values): "loss", "R@1", and "gate/<expert>"."""
+    table = pd.DataFrame(rows).rename(columns={f"{side}/R@1": "R@1" for side in SIDES})
+    wanted = [c for c in table if c in ("loss", "R@1") or c.startswith("gate/")]
     kept = {c: table[["step", c]].dropna() for c in wanted}
     return {c: (t["step"].to_numpy(), t[c].to_numpy(float)) for c, t in kept.items()}
 
 
+def side_of(rows: Sequence[dict] | pd.DataFrame) -> str:
+    """Which samples the curves of some rows of metrics are of."""
+    columns = pd.DataFrame(rows).columns
+    return next((side for side in SIDES if any(c.startswith(f"{side}/") for c in columns)), SIDES[0])
+
+
 def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure:
-    """Loss, held-out retrieval, and the mean gates of every run.
+    """Loss, retrieval on validation samples, and the mean gates of every run.
 
     A run is its folder, or its config and rows of metrics.
 
@@ -79,9 +85,10 @@ def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure
         drawn = curves(rows)
         style = {"color": tint, "ls": _MPL_DASHES[dash], "label": name, "lw": 1.6}
         loss.plot(*drawn.get("loss", ([], [])), **style)
-        found.plot(*drawn.get(RETRIEVAL, ([], [])), marker="o", ms=3.5, **style)
+        found.plot(*drawn.get("R@1", ([], [])), marker="o", ms=3.5, **style)
     loss.set(xlabel="training step", ylabel="loss", title="Training loss (one batch a point)")
-    found.set(xlabel="training step", ylabel="R@1", title="Held-out retrieval: own cloud ranked first")
+    sides = " and ".join(dict.fromkeys(side_of(rows) for _, rows in pairs)) or SIDES[0]
+    found.set(xlabel="training step", ylabel="R@1", title=f"Own cloud ranked first, {sides} samples")
     found.set(xlim=(0, 1.03 * max((c.steps for c in configs), default=1)), ylim=(0, 1.08 * found.get_ylim()[1]))
     if pairs:
         loss.legend(fontsize=9, loc="upper right")

@@ -58,7 +58,7 @@ class Spaces:
         if len(e["step"]) < LEAST:
             raise InputError(f"{run.folder}: embeds {len(e['step'])} samples; a map needs at least {LEAST}")
         keys = pd.DataFrame({k: e[k] for k in ("task", "episode", "step", "time")})
-        return cls(run.name, keys, e["held_out"], e["teacher"] - e["teacher"][~e["held_out"]].mean(0), e["student"])
+        return cls(run.name, keys, e["held_out"], run.centred(e), e["student"])
 
     @functools.cached_property
     def maps(self) -> dict[str, np.ndarray]:

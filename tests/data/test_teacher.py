@@ -13,7 +13,7 @@ import torch
 import zarr
 
 from rgb2pc_lib.data import teacher
-from rgb2pc_lib.data.teacher import TeacherFile, list_teacher, read_points, subsampled_mean, teacher_table
+from rgb2pc_lib.data.teacher import TeacherFile, list_teacher, read_points, subsampled, teacher_table
 from rgb2pc_lib.errors import InputError
 
 FEAT = np.random.default_rng(0).normal(size=(7, 16)).astype(np.float32)
@@ -150,7 +150,7 @@ def test_a_pooled_array_per_episode(tmp_path, version):
     assert list(files) == [f"step_{i:04d}" for i in range(7)] and files["step_0003"] == TeacherFile(path, 3)
     np.testing.assert_array_equal(teacher_table(list(files.values()), tmp_path / "cache"), FEAT)
     with pytest.raises(InputError, match=r"ep_0\.zarr: one pooled embedding a step.*--teacher_points"):
-        subsampled_mean(files["step_0003"], 3, np.random.default_rng(0))
+        subsampled(files["step_0003"], 3, np.random.default_rng(0))
 
 
 def test_pooled_names_that_do_not_fit(tmp_path):
@@ -299,13 +299,27 @@ def test_teachers_of_different_widths_are_named(tmp_path, files):
 # -- subsampling
 
 
-def test_subsampled_mean_is_of_a_subset_and_unbiased(tmp_path):
+def test_subsampled_is_of_a_subset_and_unbiased(tmp_path):
     feat = np.eye(7, dtype=np.float32)  # the mean of a subset tells its members
     file = save(tmp_path / "a.pt", {"pc_feat": feat})
     rng = np.random.default_rng(0)
-    drawn = np.stack([subsampled_mean(file, 3, rng) for _ in range(3000)])
+    drawn = np.stack([subsampled(file, 3, rng) for _ in range(3000)])
     assert (drawn > 0).sum(1).tolist() == [3] * 3000
     np.testing.assert_allclose(drawn[drawn > 0], 1 / 3, atol=1e-7)
     np.testing.assert_allclose(drawn.mean(0), 1 / 7, atol=4 * np.sqrt(3 / 7 * 4 / 7 / 9 / 3000))
-    np.testing.assert_allclose(subsampled_mean(file, 7, rng), 1 / 7, atol=1e-7)
-    np.testing.assert_allclose(subsampled_mean(file, 100, rng), 1 / 7, atol=1e-7)
+    np.testing.assert_allclose(subsampled(file, 7, rng), 1 / 7, atol=1e-7)
+    np.testing.assert_allclose(subsampled(file, 100, rng), 1 / 7, atol=1e-7)
+
+
+# -- pooling
+
+
+def test_a_step_is_pooled_as_asked_and_each_way_is_kept_apart(tmp_path):
+    feat = np.random.default_rng(1).standard_normal((9, 16)).astype(np.float32)
+    file = save(tmp_path / "push" / "ep_0" / "step_0000.ply.ulip_tiny.pt", {"pc_feat": torch.from_numpy(feat)})
+    both = np.concatenate([feat.mean(0), feat.max(0)])[None]
+    for _ in range(2):  # the second time from the cache
+        np.testing.assert_allclose(teacher_table([file], tmp_path / "cache", pooling="mean+max"), both, atol=1e-6)
+        np.testing.assert_allclose(teacher_table([file], tmp_path / "cache"), both[:, :16], atol=1e-6)
+    drawn = subsampled(file, 4, np.random.default_rng(0), "mean+max")
+    assert drawn.shape == (32,) and (drawn[16:] <= both[0, 16:] + 1e-6).all()

@@ -13,6 +13,8 @@ def test_every_answer_differs_from_the_base_in_what_was_asked(left, tmp_path):
     assert len({config.folder for _, config in rows}) == len(rows)
     asked = {name: set(changes) for answers in SETTINGS.values() for name, changes in answers.items()}
     asked |= {name: {"vis_roots", "fusion"} for name, _ in rows if name.endswith(" only")}
+    asked |= {f"without {name}": {"vis_roots"} for name in base.vis_roots}
+    asked |= {name: {"train_episodes"} for name, _ in rows if name.endswith(" episodes a task")}
     asked |= {"half the steps": {"steps"}, "twice the steps": {"steps"}}
     for name, config in rows:
         changed = set(base.changes(config)) - {"seed"}
@@ -24,3 +26,9 @@ def test_every_answer_differs_from_the_base_in_what_was_asked(left, tmp_path):
 def test_an_unknown_question_is_named(left, tmp_path):
     with pytest.raises(InputError, match="--only: .* found colours"):
         line_up(left, ["colours"], 1, tmp_path)
+
+
+def test_other_teachers_are_compared_on_the_same_steps(left, tmp_path):
+    rows = line_up(left, ["teachers"], 1, tmp_path, teachers={"old": tmp_path / "old"})
+    base = judged_config(left)
+    assert [(name, set(base.changes(config))) for name, config in rows] == [(BASE, set()), ("teacher old", {"pc_root"})]

@@ -227,3 +227,41 @@ def test_config_round_trip(left, tmp_path):
     for bad in ({"fusion": "sum"}, {"batch_size": 1}, {"held_out": 1.5}, {"tau": 0.0}):
         with pytest.raises(InputError, match=f"--{next(iter(bad))}"):
             Config(**bad)
+
+
+# -- what is compared in the ablations
+
+
+def test_fewer_training_episodes_are_among_more(left, tmp_path):
+    every = Data.open(config(left, tmp_path))
+    assert set(every.episodes().values()) == {6}
+    some = [Data.open(config(left, tmp_path, train_episodes=n)) for n in (2, 3, 99)]
+    assert [set(data.episodes().values()) for data in some] == [{2}, {3}, {6}]
+    assert set(some[0].training) < set(some[1].training) < set(some[2].training) == set(every.training)
+    for data in some:
+        np.testing.assert_array_equal(data.held_out, every.held_out)
+
+
+def test_a_teacher_that_is_not_centred_keeps_its_mean(left, tmp_path):
+    with_mean = run(left, tmp_path / "a", centre=False, steps=4)
+    assert not with_mean.student()[1].any()
+    e = with_mean.embeddings()
+    np.testing.assert_array_equal(with_mean.centred(e), e["teacher"])
+    other = run(left, tmp_path / "b", steps=4)
+    e = other.embeddings()
+    np.testing.assert_allclose(other.centred(e), e["teacher"] - other.student()[1].numpy(), atol=1e-5)
+
+
+def test_a_students_teacher_is_pooled_as_the_run_says(left, tmp_path):
+    done = run(left, tmp_path, teacher_pooling="mean+max", steps=4)
+    e = done.embeddings()
+    assert e["teacher"].shape[1] == e["student"].shape[1] == 2 * 16
+    with pytest.raises(InputError, match="--teacher_pooling mean[+]max: points are aligned by features of their own"):
+        config(left, tmp_path, teacher_pooling="mean+max", route="geometric")
+
+
+def test_curves_say_which_samples_they_are_of(left, tmp_path):
+    with_some = run(left, tmp_path / "a", validation=0.2, steps=4)
+    without = run(left, tmp_path / "b", steps=4)
+    for done, side in ((with_some, "validation"), (without, "held-out")):
+        assert {c.partition("/")[0] for c in done.metrics() if c.endswith("/R@1")} == {side}

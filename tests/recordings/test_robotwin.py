@@ -361,3 +361,62 @@ def test_the_tool_and_a_missing_package(episode, tmp_path, monkeypatch, capsys):
         runpy.run_path(str(PROJECT / "tools" / "import_robotwin.py"), run_name="__main__")
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "pip install -e '.[import]'" in said and said.count("\n") == 1
+
+
+def test_a_bad_episode_costs_itself_alone(episode, tmp_path, monkeypatch, capsys):
+    paths = [episode.with_name(f"episode{i}.hdf5") for i in range(4)]
+    for path in paths:
+        write(path, "none")
+    whole = paths[2].read_bytes()
+    paths[1].write_bytes(b"nothing")  # told when it is listed
+    with h5py.File(paths[2], "r+") as f:  # told when it is read
+        f["observation/head_camera/rgb"][FRAMES - 1] = b"no picture"
+
+    def run():
+        words = ["import_robotwin", "--source", tmp_path / "data", "--out", tmp_path / "out", "--camera", "head_camera"]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(PROJECT / "tools" / "import_robotwin.py"), run_name="__main__")
+        return stop.value.code, capsys.readouterr()
+
+    status, said = run()
+    assert status == 2 and said.out.startswith("2 episodes written, 0 kept")
+    report = (tmp_path / "out" / "faults.txt").read_text()
+    assert "episode1.hdf5: expected an HDF5 file" in report and "episode2.hdf5: frame 4 of" in report
+    assert {e for _, e in list_frames(tmp_path / "out" / "rgb")} == {"demo_clean_episode0", "demo_clean_episode3"}
+    paths[2].write_bytes(whole)
+    status, said = run()
+    assert status == 2 and said.out.startswith("1 episodes written, 2 kept")
+    assert "episode2" not in (tmp_path / "out" / "faults.txt").read_text()
+
+
+def test_an_episode_appears_when_it_is_whole(episode, tmp_path, monkeypatch):
+    write(episode)
+    out, recordings = tmp_path / "out", list_robotwin(episode, HEAD)
+    seen = []
+    save = Image.Image.save
+
+    def look(image, path, **options):
+        seen.append([p.name for p in old.iterdir()])
+        save(image, path, **options)
+
+    old = out / "rgb" / "beat_block" / "demo_clean_episode0"  # what an older version left half-written
+    old.mkdir(parents=True)
+    (old / "step_0099.jpg").write_bytes(b"left over")
+    leftover = old.with_name(f".{old.name}.0123abcd.partial")  # and a killed import
+    leftover.mkdir()
+    (leftover / "step_0000.jpg").write_bytes(b"left over")
+    monkeypatch.setattr(Image.Image, "save", look)
+    import_recordings(recordings, episode, out, progress=False)
+    assert seen == [["step_0099.jpg"]] * FRAMES and not leftover.exists()
+    assert sorted(p.name for p in old.iterdir()) == [f"step_{i:04d}.jpg" for i in range(FRAMES)]
+    (out / "state" / "beat_block" / "demo_clean_episode0.npz").unlink()
+    (old / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="demo_clean_episode0: is to be written anew, but holds notes.txt too"):
+        import_recordings(recordings, episode, out, progress=False)
+    (old / "notes.txt").unlink()
+    (old / "step_0003.jpg").unlink()
+    assert import_recordings(recordings, episode, out, progress=False) == (1, 0)
+    (old / "step_0003.jpg").unlink()  # the state file is there, its frames are not
+    assert import_recordings(recordings, episode, out, progress=False) == (1, 0)
+    assert import_recordings(recordings, episode, out, progress=False) == (0, 1)

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rgb2pc_lib.data.system import free_bytes, gigabytes
-from rgb2pc_lib.errors import InputError, tell
+from rgb2pc_lib.errors import CannotWriteError, InputError, tell
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TORCH = "PytorchStreamWriter"  # what torch.save says, in a RuntimeError without a number, of a file it cannot write
@@ -94,7 +94,7 @@ def new_file(path: Path, needs: int = 0, alone: bool = False) -> Iterator[Path]:
         needs: bytes it will take, as far as that is known.
         alone: whether two writers at once are one too many; else both write, and the later one's stays.
 
-    Raises InputError where it cannot be written.
+    Raises CannotWriteError, an InputError, where it cannot be written.
 
     >>> with new_file(path) as partial:  # doctest: +SKIP
     ...     partial.write_bytes(content)
@@ -183,19 +183,20 @@ def _remove_if_free(leftover: Path) -> bool:
 
 @contextmanager
 def told(path: Path, needs: int = 0, partial: Path | None = None) -> Iterator[None]:
-    """What keeps a file from being written, in one line: InputError naming it, what it takes, what is free, and the way
-    on. Errors of other files pass.
+    """What keeps a file from being written, as CannotWriteError: its name, what it takes, what is free, and the way on.
+
+    Errors of other files pass.
     """
     try:
         yield
     except OSError as e:
         if e.filename is not None and Path(os.fsdecode(e.filename)).parent not in (path, partial, *path.parents):
             raise
-        raise InputError(_cannot_write(path, e.errno or 0, e.strerror or str(e), needs, partial)) from None
+        raise CannotWriteError(_cannot_write(path, e.errno or 0, e.strerror or str(e), needs, partial)) from None
     except RuntimeError as e:
         if _TORCH not in str(e):
             raise
-        raise InputError(_cannot_write(path, errno.ENOSPC, "not all of it fits", needs, partial)) from None
+        raise CannotWriteError(_cannot_write(path, errno.ENOSPC, "not all of it fits", needs, partial)) from None
 
 
 def _cannot_write(path: Path, number: int, why: str, needs: int, partial: Path | None) -> str:

@@ -21,7 +21,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import FUSIONS
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.session import Session, Snapshot
-from rgb2pc_lib.views.curves import DASHES, RETRIEVAL, curves, curves_figure, labels, styles
+from rgb2pc_lib.views.curves import DASHES, curves, curves_figure, labels, styles
 from rgb2pc_lib.views.plots import colour
 
 # field of Config -> (what the slider is called, its stops)
@@ -37,7 +37,7 @@ SLIDERS = {
     "expert_drop": ("expert drop", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
 }
 POINTS = 150  # of each curve, at most, that travel to the browser
-CHECKS = 20  # checkpoints, and measurements of held-out retrieval (one, at the end, where base.eval_every is 0)
+CHECKS = 20  # checkpoints, and points of the curve of R@1 (one, at the end, where base.eval_every is 0)
 _HELP = {f.name: f.metadata["help"] for f in dataclasses.fields(Config)}
 _REFRESH = 0.25  # seconds
 
@@ -238,7 +238,7 @@ class TrainingPanel:
         self._show_command()
 
     def _empty_figure(self) -> go.FigureWidget:
-        titles = ("Training loss", "Held-out retrieval", "Mean gates")
+        titles = ("Training loss", "R@1 on validation samples", "Mean gates")
         figure = go.FigureWidget(make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07))
         figure._config = {"responsive": True, "displaylogo": False}  # FigureWidget has no public way to say so
         figure.update_layout(
@@ -273,7 +273,7 @@ class TrainingPanel:
         names = labels(configs) if configs else []
         for (key, (_, rows)), name, (tint, dash) in zip(self.shown.items(), names, styles(configs), strict=True):
             drawn = curves(rows)
-            for column, curve in ((1, "loss"), (2, RETRIEVAL)):
+            for column, curve in ((1, "loss"), (2, "R@1")):
                 x, y = drawn.get(curve, ([], []))
                 self.figure.add_scatter(
                     x=x, y=y, name=name, legendgroup=key, showlegend=column == 1, row=1, col=column,
@@ -287,7 +287,7 @@ class TrainingPanel:
     def _draw_curves(self, now: Snapshot) -> None:
         drawn = curves(now.rows)
         with self.figure.batch_update():
-            for curve in ("loss", RETRIEVAL):
+            for curve in ("loss", "R@1"):
                 if curve in drawn:
                     trace = self._traces[now.settings.save_dir, curve]
                     trace.x, trace.y = drawn[curve]
