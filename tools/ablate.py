@@ -32,12 +32,13 @@ def main(argv: list[str] | None = None) -> int:
                    help=f"of {', '.join(QUESTIONS)} (default: all)")  # fmt: skip
     p.add_argument("--teachers", nargs="+", default=[], type=_named, metavar="NAME=FOLDER",
                    help="other teachers' features of the same steps (tools/extract_teacher.py)")  # fmt: skip
+    p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--out", type=Path, default=RUNS / "ablations", help="folder of the runs (default: runs/ablations)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per answer (default: %(default)s)")
     p.add_argument("--steps", type=int, help="steps of each run (default: those of the judged runs)")
     a = p.parse_args(argv)
     try:
-        workspace = Workspace.load(a.workspace)
+        workspace = Workspace.load(a.workspace).excluding(a.exclude)
         rows = line_up(workspace, a.only, a.seeds, a.out, a.steps, dict(a.teachers))
         train_missing(rows)
         judged, table = answers(rows, workspace.state)

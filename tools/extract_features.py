@@ -47,6 +47,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--workspace", type=Path, default=SAMPLE, help="TOML file naming the roots (default: the sample)")
     p.add_argument("--rgb_root", type=Path, help="frames <task>/<episode>/step_0000.jpg|png (default: the workspace's)")
     p.add_argument("--out", type=Path, help="write to OUT/features_NAME instead of the workspace's folder")
+    p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="only these tasks (default: all)")
     p.add_argument("--window", type=positive, default=8, help="frames per window (default: 8)")
     p.add_argument("--stride", type=positive, default=8, help="frames between windows, at most --window (default: 8)")
@@ -79,12 +80,13 @@ def positive(text: str) -> int:
 def main(argv=None) -> int:
     args = parse(argv)
     try:
-        workspace = Workspace.load(args.workspace)
+        workspace = Workspace.load(args.workspace).excluding(args.exclude)
         rgb_root = args.rgb_root or workspace.root("rgb")
         weights = dict(args.weights)
         if not args.dry_run:  # all of them, before hours of work
             paths = {n: locate_weights(n, weights.get(n), args.allow_download) for n in args.encoder}
-        layout = dict(window=args.window, stride=args.stride, dtype=args.dtype, tasks=args.tasks)
+        layout = dict(window=args.window, stride=args.stride, dtype=args.dtype)
+        layout |= dict(tasks=args.tasks, exclude=workspace.exclude)
         outs = {n: args.out / f"features_{n}" if args.out else workspace.only(n).experts[n] for n in args.encoder}
         if args.dry_run:
             for name, out in outs.items():

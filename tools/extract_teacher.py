@@ -32,6 +32,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--encoder", choices=sorted(ENCODERS), default="pointnet",
                    help="pointnet comes with the sample, the others need --weights (default: %(default)s)")  # fmt: skip
     p.add_argument("--workspace", type=Path, default=SAMPLE, help="TOML file naming the roots (default: the sample)")
+    p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--weights", type=Path, help="checkpoint (pointnet: data/teacher/pointnet.safetensors)")
     p.add_argument("--frame", choices=["camera", "world"], default="camera",
                    help="axes of the clouds: camera (y down, z forward) or world (z up); default: camera")  # fmt: skip
@@ -54,7 +55,7 @@ def positive(text: str) -> int:
 def main(argv=None) -> int:
     args = parse(argv)
     torch.set_num_threads(args.num_threads)
-    workspace = Workspace.load(args.workspace)
+    workspace = Workspace.load(args.workspace).excluding(args.exclude)
     clouds = workspace.root("clouds")
     out = args.out or workspace.teacher
     if out is None:
@@ -64,13 +65,13 @@ def main(argv=None) -> int:
     tag = args.tag or encoder.name
     faults = Faults()
     if args.dry_run:
-        work = plan(encoder, clouds, out, tag, faults)
+        work = plan(encoder, clouds, out, tag, faults, workspace.exclude)
         disk = f"{work.bytes(encoder, faults) / 1e9:.2f} GB ({free_bytes(out) / 1e9:.0f} GB free)"
         print(f"{tag}: {len(work.todo)} files to write, {disk}, {work.kept} kept, in {out}")
         print("\n".join(faults.lines()), end="\n" * bool(faults.found), file=sys.stderr)
         return 2 if faults.found else 0
     batch = args.batch or (1 if device == "cpu" else 16)
-    written, kept = extract_teacher(encoder, clouds, out, tag, batch, faults=faults)
+    written, kept = extract_teacher(encoder, clouds, out, tag, batch, faults=faults, exclude=workspace.exclude)
     print(f"{tag}: {written} files written, {kept} kept, in {out}")
     return ranks.tell(faults, out / "faults.txt")
 

@@ -161,11 +161,13 @@ def pooled(points: np.ndarray, pooling: str) -> np.ndarray:
 
 
 def teacher_table(
-    files: list[TeacherFile], cache: Path = CACHE, progress: bool = True, pooling: str = "mean"
-) -> np.ndarray:
+    files: list[TeacherFile], cache: Path = CACHE, progress: bool = True, pooling: str = "mean",
+    faults: dict[TeacherFile, str] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Pooled point features of each file: `[steps, E]` float32, read from the cache where the files are unchanged.
 
-    Raises InputError for an unreadable file, non-finite features, or files of different widths.
+    Raises InputError for an unreadable file, non-finite features, or files of different widths: with `faults`, what is
+    wrong with a file is put there instead, and its row is NaN. Of several widths the one of most files is right then.
     """
     if not files:
         return np.zeros((0, 0), np.float32)
@@ -177,24 +179,48 @@ def teacher_table(
     stamps = [f"{f.path}|{f.row}|{states[f.path]}" for f in files]
     missing = [i for i, s in enumerate(stamps) if s not in known]
     for i in tqdm(missing, desc="teacher embeddings", unit="step", disable=not progress or len(missing) < 500):
-        feat = read_points(files[i]).pc_feat
-        known[stamps[i]] = one = pooled(feat, pooling)
-        if not np.isfinite(one).all():
-            bad = int((~np.isfinite(feat)).any(1).sum())
-            raise InputError(
-                f"{files[i].path}: pc_feat holds non-finite values, NaN or infinite, in {bad} of {len(feat)} points; "
-                "re-extract this step from a cloud without points of no position, or remove the file"
-            )
-    widths = {len(known[s]): f.path for s, f in zip(stamps, files, strict=True)}
-    if len(widths) > 1:
-        listed = "; ".join(f"{w} in {p}" for w, p in widths.items())
-        raise InputError(f"teacher features of different widths: {listed}; keep one teacher per root")
-    table = np.stack([known[s] for s in stamps])
+        try:
+            known[stamps[i]] = _embedding(files[i], pooling)
+        except InputError as e:
+            if faults is None:
+                raise
+            faults[files[i]] = str(e)
+    width = _one_width({f: len(known[s]) for s, f in zip(stamps, files, strict=True) if s in known}, faults)
+    lost, faulty = np.full(width, np.nan, np.float32), faults or {}
+    table = np.stack([lost if f in faulty else known[s] for s, f in zip(stamps, files, strict=True)])
     if missing:
         keep = [s for s, row in known.items() if len(row) == table.shape[1]]
         rows = np.stack([known[s] for s in keep])
         write_atomic(store, lambda p: np.savez(p, stamps=np.array(keep), table=rows))
     return table
+
+
+def _embedding(file: TeacherFile, pooling: str) -> np.ndarray:
+    feat = read_points(file).pc_feat
+    one = pooled(feat, pooling)
+    if not np.isfinite(one).all():
+        bad = int((~np.isfinite(feat)).any(1).sum())
+        raise InputError(
+            f"{file.path}: pc_feat holds non-finite values, NaN or infinite, in {bad} of {len(feat)} points; "
+            "re-extract this step from a cloud without points of no position, or remove the file"
+        )
+    return one
+
+
+def _one_width(widths: dict[TeacherFile, int], faults: dict[TeacherFile, str] | None) -> int:
+    """The width of all files, or of most of them: then the others are `faults`."""
+    example = {width: file.path for file, width in widths.items()}
+    if len(example) > 1 and faults is None:
+        listed = "; ".join(f"{w} in {p}" for w, p in example.items())
+        raise InputError(f"teacher features of different widths: {listed}; keep one teacher per root")
+    width = max(example, key=list(widths.values()).count, default=0)
+    for file, other in widths.items():
+        if other != width and faults is not None:
+            faults[file] = (
+                f"{file.path}: teacher features of width {other}, {width} in the others, such as {example[width]}; "
+                "keep one teacher per root"
+            )
+    return width
 
 
 def _known(store: Path) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.listing import IMAGES, step_name, steps
 from rgb2pc_lib.data.pictures import image_size, read_image
@@ -42,6 +43,7 @@ def extract(
     workers: int = 1,
     tasks: Iterable[str] = (),
     faults: Faults = AT_ONCE,
+    exclude: Exclusions = NOTHING,
     progress: bool = True,
 ) -> tuple[int, int]:
     """Write `out/<task>/<episode>.pt` for every episode under `rgb_root`; the numbers of packs (written, kept).
@@ -55,18 +57,18 @@ def extract(
     or odd-sized frame, or whose pack is of other frames, is put into `faults` and has no new pack.
     """
     todo, kept = [], 0
-    for (task, episode), files in shard(list_frames(rgb_root, tasks, faults).items()):
+    for (task, episode), files in shard(list_frames(rgb_root, tasks, faults, exclude).items()):
         path, pack = out / task / f"{episode}.pt", None
         with faults.at(f"{task}/{episode}"):
             meta = encoder.meta(*image_size(files[0]))
             meta |= {"episode_dir": f"{task}/{episode}", "task_name": task, "episode_name": episode}
             if path.exists():
-                pack = _read_kept(path, files)
+                pack = _read_kept(path, files, exclude, (task, episode))
                 kept += 1
             else:
                 todo.append((path, Frames(files), meta))
         if pack:  # other settings are no fault of this one episode: nothing goes on
-            _check_settings(path, pack, meta | layout(len(files), window, stride) | {"save_dtype": dtype})
+            _check_settings(path, pack, meta | layout(pack["num_frames"], window, stride) | {"save_dtype": dtype})
 
     size = BatchSize(batch)
     with ExitStack() as stack:
@@ -121,14 +123,15 @@ class Frames:
 
 
 def disk_needs(
-    expert: Expert, rgb_root: Path, out: Path, *, window=8, stride=8, dtype="fp16", tasks: Iterable[str] = ()
-) -> str:
+    expert: Expert, rgb_root: Path, out: Path, *, window=8, stride=8, dtype="fp16", tasks: Iterable[str] = (),
+    exclude: Exclusions = NOTHING,
+) -> str:  # fmt: skip
     """What the packs of `extract` will take, one line an episode and the total, in words; nothing is read or written.
 
     An episode with a fault has a line that says so. Raises InputError as `extract` does, for missing frames.
     """
     lines, total, missing, faults = [], 0, 0, Faults()
-    for (task, episode), files in list_frames(rgb_root, tasks, faults).items():
+    for (task, episode), files in list_frames(rgb_root, tasks, faults, exclude).items():
         index = windows(len(files), window, stride)
         try:
             grid = expert.view(*image_size(files[0])).grid
@@ -148,9 +151,10 @@ def disk_needs(
 
 
 def list_frames(
-    rgb_root: Path, tasks: Iterable[str] = (), faults: Faults = AT_ONCE
+    rgb_root: Path, tasks: Iterable[str] = (), faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING
 ) -> dict[tuple[str, str], list[Path]]:
-    """(task, episode) -> its frames `<rgb_root>/<task>/<episode>/<step>.png|jpg` in the order of time.
+    """(task, episode) -> its frames `<rgb_root>/<task>/<episode>/<step>.png|jpg` in the order of time, but for those
+    that are excluded.
 
     Raises InputError for a missing root and a task without frames. An episode with a step that stands there twice, or
     with frames of two series, is put into `faults`.
@@ -158,8 +162,9 @@ def list_frames(
     if not rgb_root.is_dir():
         raise InputError(f"{rgb_root}: expected a folder of RGB frames <task>/<episode>/step_0000.jpg, found none")
     broken: dict[tuple[str, str], str] = {}
-    found = {key: [*files.values()] for key, files in steps(rgb_root, IMAGES, broken).items()}
-    wanted = set(tasks)
+    every = exclude.episodes(steps(rgb_root, IMAGES, broken))
+    found = {key: [*kept.values()] for key, files in every.items() if (kept := exclude.steps(key, files))}
+    wanted, broken = set(tasks), exclude.episodes(broken)
     faults.add_episodes({key: said for key, said in broken.items() if not wanted or key[0] in wanted})
     missing = wanted - {task for task, _ in (*found, *broken)}
     if missing or not (found or broken):
@@ -169,7 +174,7 @@ def list_frames(
     return {key: files for key, files in found.items() if not wanted or key[0] in wanted}
 
 
-def _read_kept(path: Path, files: Sequence[Path]) -> dict:
+def _read_kept(path: Path, files: Sequence[Path], exclude: Exclusions, key: tuple[str, str]) -> dict:
     """What a pack that is there says of itself. Raises InputError when it cannot be read, or is of other frames."""
     try:
         pack = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -178,8 +183,8 @@ def _read_kept(path: Path, files: Sequence[Path]) -> dict:
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as e:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise InputError(f"{path}: expected an extracted pack, found: {reason}; delete the file") from None
-    other = names ^ {step_name(file.name) for file in files}
-    if number != len(files) or other:
+    other = exclude.steps(key, dict.fromkeys(names)).keys() ^ {step_name(file.name) for file in files}
+    if number != len(names) or other:
         what = f"num_frames {number} instead of {len(files)}" if number != len(files) else "other frames"
         example = f", such as {min(other)}" if other else ""
         raise InputError(f"{path}: this pack was made with {what}{example}; delete it to make it again")

@@ -84,6 +84,8 @@ def finish(run: Run, prepared: Prepared) -> None:
         "n_train": len(data.training),
         "n_validation": len(data.validation),
         "n_held_out": int(held_out.sum()),
+        "excluded": data.samples.pairing.excluded,
+        "unreadable": data.samples.pairing.unreadable,
         "precision": "bfloat16" if aim.amp else "float32",
         "held-out": figures | aim.figures(gatherer, data.held_out),
         "gates": dict(zip(student.experts, gates[held_out].mean(0).tolist(), strict=True)),

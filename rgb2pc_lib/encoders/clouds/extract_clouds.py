@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply
+from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import steps
@@ -70,16 +71,19 @@ def load_cloud_encoder(
     return getattr(importlib.import_module(f"{__package__}.{ENCODERS[name]}"), f"load_{name}")(weights, device, frame)
 
 
-def list_clouds(root: Path, faults: Faults = AT_ONCE) -> dict[tuple[str, str], list[Path]]:
-    """(task, episode) -> its clouds `<root>/<task>/<episode>/<step>.ply` in the order of time.
+def list_clouds(
+    root: Path, faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING
+) -> dict[tuple[str, str], list[Path]]:
+    """(task, episode) -> its clouds `<root>/<task>/<episode>/<step>.ply` in the order of time, but for excluded ones.
 
     An episode with a step that stands there twice, or with clouds of two series, is put into `faults`.
     """
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder of clouds <task>/<episode>/step_0000.ply, found none")
     broken: dict[tuple[str, str], str] = {}
-    found = {key: [*files.values()] for key, files in steps(root, (".ply",), broken).items()}
-    faults.add_episodes(broken)
+    every = exclude.episodes(steps(root, (".ply",), broken))
+    found = {key: [*exclude.steps(key, files).values()] for key, files in every.items()}
+    faults.add_episodes(exclude.episodes(broken))
     if not (found or broken):
         raise InputError(f"{root}: expected clouds <task>/<episode>/step_0000.ply, found none there")
     return found
@@ -127,7 +131,9 @@ class Plan:
         return sum(n * (24 + 8 + 2 * encoder.width) + 2 * encoder.width + 2500 for n in sizes)  # pc, uv, pc_feat
 
 
-def plan(encoder: CloudEncoder, clouds: Path, out: Path, tag: str, faults: Faults = AT_ONCE) -> Plan:
+def plan(
+    encoder: CloudEncoder, clouds: Path, out: Path, tag: str, faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING
+) -> Plan:
     """This rank's clouds, the file `out/<task>/<episode>/<step>.ply.ulip_<tag>.pt` of each, and whether it is there.
 
     Raises InputError for an `out` among the clouds and for a file that another encoder made. One that is there and
@@ -135,7 +141,7 @@ def plan(encoder: CloudEncoder, clouds: Path, out: Path, tag: str, faults: Fault
     """
     if out.resolve() == clouds.resolve() or clouds.resolve() in out.resolve().parents:
         raise InputError(f"{out}: the teacher must not be written into the clouds' folder {clouds}; choose another")
-    every = [path for paths in list_clouds(clouds, faults).values() for path in paths]
+    every = [path for paths in list_clouds(clouds, faults, exclude).values() for path in paths]
     todo, kept = [], 0
     for path in shard(every):  # shared out before looking what is there: other ranks are writing
         target = out / path.relative_to(clouds).parent / f"{path.name}.ulip_{tag}.pt"
@@ -152,7 +158,7 @@ def plan(encoder: CloudEncoder, clouds: Path, out: Path, tag: str, faults: Fault
 
 def extract_teacher(
     encoder: CloudEncoder, clouds: Path, out: Path, tag: str | None = None, batch: int = 1, progress: bool = True,
-    faults: Faults = AT_ONCE,
+    faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING,
 ) -> tuple[int, int]:  # fmt: skip
     """Write `out/<task>/<episode>/<step>.ply.ulip_<tag>.pt` for every cloud of this rank; the numbers (written, kept).
 
@@ -162,7 +168,7 @@ def extract_teacher(
     A cloud that cannot be read or encoded is put into `faults`. Raises InputError for a file that another encoder made.
     """
     tag, written = tag or encoder.name, 0
-    work = plan(encoder, clouds, out, tag, faults)
+    work = plan(encoder, clouds, out, tag, faults, exclude)
     with tqdm(total=len(work.todo), desc=tag, unit="cloud", disable=not (progress and work.todo and not rank())) as bar:
         for some in _batches(work.todo, batch):
             read = []
