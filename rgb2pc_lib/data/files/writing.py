@@ -1,8 +1,8 @@
 """Files and folders that are whole or not there, and folders with one writer at a time.
 
-What is being written has a hidden name, `.<name>.<random>.partial`, until it is whole. Its writer holds a lock on it
-that the system lets go of when the process ends, however it does: so the next writer of the same name knows which
-leftovers are nobody's, and removes them.
+What is being written lies in a hidden folder, `.<name>.<random>.partial`, until it is whole. Its writer holds a lock on
+that folder, which the system lets go of when the process ends, however it does: so the next writer of the same name
+knows which leftovers are nobody's, and removes them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rgb2pc_lib.data.system import free_bytes, gigabytes
 from rgb2pc_lib.errors import CannotWriteError, InputError, tell
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_TORCH = "PytorchStreamWriter"  # what torch.save says, in a RuntimeError without a number, of a file it cannot write
+_TORCH = "inline_container"  # whence torch.save complains, in a RuntimeError without a number, where it cannot write
 
 if sys.platform == "win32":  # there only the threads of one process know of each other
     _held: set[Path] = set()
@@ -45,10 +45,10 @@ else:
 
     @contextmanager
     def _locked(path: Path) -> Iterator[None]:
-        """Hold the file or folder itself, whatever path or link leads to it. Raises BlockingIOError while another does,
-        other errors where there is none, or no such lock on that file system.
+        """Hold the folder itself, whatever path or link leads to it. Raises BlockingIOError while another does, other
+        errors where there is none, or no such lock on that file system.
         """
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # over a network only what is writable
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
@@ -88,7 +88,7 @@ def _remove_empty(folder: Path) -> None:
 
 @contextmanager
 def new_file(path: Path, needs: int = 0, alone: bool = False) -> Iterator[Path]:
-    """Where to write a file, a temporary path. It is flushed to disk and renamed at the end: whole or not there.
+    """Where to write a file, a temporary path of the same name; flushed and moved at the end: it is whole or not there.
 
     Args:
         needs: bytes it will take, as far as that is known.
@@ -99,7 +99,7 @@ def new_file(path: Path, needs: int = 0, alone: bool = False) -> Iterator[Path]:
     >>> with new_file(path) as partial:  # doctest: +SKIP
     ...     partial.write_bytes(content)
     """
-    with _unfinished(path, path.suffix, alone) as partial, told(path, needs, partial):
+    with _unfinished(path, alone) as partial, told(path, needs, partial):
         yield partial
         with open(partial, "rb+") as f:
             os.fsync(f.fileno())
@@ -121,59 +121,43 @@ def new_folder(path: Path, ours: str = "*") -> Iterator[Path]:
     """
     if path.is_dir() and (other := [p.name for p in path.iterdir() if not p.match(ours)]):
         raise InputError(f"{path}: is to be written anew, but holds {min(other)} too; move that, or the folder")
-    with _unfinished(path, None, alone=True) as partial, told(path, 0, partial):
+    with _unfinished(path, alone=True) as partial, told(path, 0, partial):
+        partial.mkdir()
         yield partial
         if path.is_dir():
-            path.rename(old := _hidden(path))
-            partial.rename(path)
-            _remove(old)
-        else:
-            partial.rename(path)
+            path.rename(partial.with_name("before"))
+        partial.rename(path)
 
 
 @contextmanager
-def _unfinished(path: Path, ending: str | None, alone: bool) -> Iterator[Path]:
-    """A hidden name beside a path, of a new file, or of a new folder where there is no `ending`; held, and removed at
-    the end. Leftovers that nobody holds are removed before.
-    """
+def _unfinished(path: Path, alone: bool) -> Iterator[Path]:
+    """A path of the same name in a hidden folder beside it, held, and removed at the end as leftovers are before."""
     with ExitStack() as held:
         with told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial*"):
+            for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
                 if not _remove_if_free(leftover) and alone:
                     raise InputError(f"{path}: is being written by another process; wait for it, then run again")
             while True:
-                partial = _hidden(path, ending or "")
-                partial.mkdir() if ending is None else partial.touch()
-                held.callback(_remove, partial)
+                folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+                folder.mkdir()
+                held.callback(shutil.rmtree, folder, ignore_errors=True)
                 try:
-                    held.enter_context(_locked(partial))
+                    held.enter_context(_locked(folder))
                 except (BlockingIOError, FileNotFoundError):  # another writer takes it for a leftover
                     continue
                 except OSError:  # no locks on this file system
                     break
-                if partial.exists():
+                if folder.exists():
                     break
-        yield partial
-
-
-def _hidden(path: Path, ending: str = "") -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{ending}")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
+        yield folder / path.name
 
 
 def _remove_if_free(leftover: Path) -> bool:
     """Whether a leftover was nobody's, and is gone. One that cannot be locked may be somebody's, and stays."""
     try:
         with _locked(leftover):
-            _remove(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
     except BlockingIOError:
         return False
     except OSError:
@@ -190,7 +174,8 @@ def told(path: Path, needs: int = 0, partial: Path | None = None) -> Iterator[No
     try:
         yield
     except OSError as e:
-        if e.filename is not None and Path(os.fsdecode(e.filename)).parent not in (path, partial, *path.parents):
+        here = (path, partial, *(partial or path).parents)
+        if e.filename is not None and Path(os.fsdecode(e.filename)).parent not in here:
             raise
         raise CannotWriteError(_cannot_write(path, e.errno or 0, e.strerror or str(e), needs, partial)) from None
     except RuntimeError as e:
