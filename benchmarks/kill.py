@@ -6,9 +6,10 @@
 Each victim's work is done once undisturbed. Then it is begun in a process of its own and killed, at a random instant or
 just before one of its changes to the disk (opening to write, renaming, removing, making a folder), three times in a
 row; after each kill every file under a real name must be the undisturbed one's, or be read as a whole checkpoint.
-Undisturbed at last, it must end in the same bytes (checkpoints and metrics: the same values, but for seconds), with nothing left over.
-Besides: full disks (a small tmpfs, where it may be mounted), a limit on the size of files, folders made read-only half
-way, and two processes at once: each is told in one line or done, and the same command then ends in the same bytes.
+Undisturbed at last, it must end in the same bytes (checkpoints and metrics: the same values, but for seconds), with
+nothing left over. Besides: full disks (a small tmpfs, where it may be mounted), a limit on the size of files, folders
+made read-only half way, and two processes at once: each is told in one line or done, and the same command then ends in
+the same bytes.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ def write_sources(root: Path) -> None:
             f["joint_action/vector"] = rng.normal(size=(6, 14))
     fused = _distillation(root, root / "fused", steps=4)
     list(train(fused))
+    _compact(root, root / "compact")
 
 
 def _distillation(source: Path, folder: Path, steps: int) -> Config:

@@ -164,6 +164,8 @@ def read_inert(path: Path):
     except Exception as e:  # a damaged pickle fails in any way
         what = remedy(path, "copy or extract it again", "leave it out, or write it with torch.save", str(e))
         raise InputError(f"{path}: not a readable torch file ({first_line(e)}); {what}") from None
+    if odd := [n for n in names if "\0" in n]:
+        raise InputError(f"{path}: names the class {odd[0]!r}, which cannot be; copy or extract it again")
     stand_ins: list[Any] = [(_InertPath if n.startswith("pathlib.") else type(n, (_Inert,), {}), n) for n in names]
     with torch.serialization.safe_globals(stand_ins):
         return load_torch(path, "leave it out or re-extract it", mmap=zipped)
