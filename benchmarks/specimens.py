@@ -227,7 +227,7 @@ def write_all() -> None:
     shutil.copy(WEIGHTS, root / "weights" / "points.safetensors")
     state = {"a.weight": torch.zeros(3, 4), "a.bias": torch.zeros(3)}
     save_file(state, root / "weights" / "official.safetensors")
-    torch.save({"model": state}, root / "weights" / "official.pt")
+    torch.save(state, root / "weights" / "official.pt")
     read_cached(CACHE)
     shutil.copytree(CACHE, root / "cache")
 
