@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rgb2pc_lib.data.files.guarded import first_line, read_json_beside, read_npz
+from rgb2pc_lib.data.files.guarded import DAMAGE, first_line, read_json_beside, read_npz
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import entries, episodes, step_name
 from rgb2pc_lib.data.packs import load_torch, whole_zarr, zarr_array
@@ -272,7 +272,7 @@ def _zarr(file: TeacherFile) -> zarr.Array[Any]:
         else:
             array = zarr_array(file.path)
         whole_zarr(file.path, array)
-    except (KeyError, ValueError, AttributeError, TypeError, OSError, zarr.errors.BaseZarrError) as e:
+    except (*DAMAGE, zarr.errors.BaseZarrError) as e:
         raise _no_zarr(file, e) from None
     return array
 
@@ -281,7 +281,7 @@ def _read_zarr(file: TeacherFile) -> np.ndarray:
     array = _zarr(file)
     try:
         return np.asarray(array[:] if file.row is None else array[file.row : file.row + 1])
-    except (RuntimeError, ValueError, TypeError, IndexError, OSError) as e:
+    except DAMAGE as e:
         raise _no_zarr(file, e) from None
 
 

@@ -61,7 +61,7 @@ def list_lerobot(source: Path, camera: str | None = None) -> list[Recording]:
     if several := [row["episode_index"] for row in rows if len(row["tasks"] or ()) > 1]:
         tell(f"{source}: {len(several)} episodes have several tasks, such as {several[0]}; the first one names them")
     data = DataSet(source, info, camera, tuple(rows))
-    about = {"source": home, "camera": camera}
+    about: dict[str, str | int] = {"source": home, "camera": camera}
     return [
         Recording(names[words[n]], f"episode_{n:04d}", one.length, one.read, one.state, about)
         for n, one in ((row["episode_index"], Episode(data, row)) for row in rows)
@@ -286,7 +286,7 @@ def _check(rows: list[dict[str, Any]], columns: list[str], where: Path) -> None:
             kind = list if name == "tasks" else (int, float) if name.endswith("from_timestamp") else int
             value = row[name] if name != "tasks" or row[name] is not None else []
             expect(value, kind, where, name, _AGAIN)
-            if kind is int and value < 0:
+            if isinstance(value, int) and value < 0:
                 raise InputError(f"{where}: {name}: expected 0 or more, found {value}; {_AGAIN}")
         if not all(isinstance(words, str) for words in row["tasks"] or ()):
             raise InputError(f"{where}: tasks: expected text, found {row['tasks']!r}; {_AGAIN}")

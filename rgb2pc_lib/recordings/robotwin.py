@@ -119,7 +119,9 @@ class EpisodeFile:
         """Joints and end poses of the frames, and where the camera stands."""
         kept = slice(frames.start, frames.stop, frames.step)
         with _open(self.path) as file:
-            total, values, taken = len(file[f"{self.group}/{self.dataset}"]), {}, set()
+            total = len(file[f"{self.group}/{self.dataset}"])
+            values: dict[str, np.ndarray] = {}
+            taken: set[str] = set()
             for group in JOINTS:
                 for name, array in file.get(group, {}).items():
                     if getattr(array, "shape", ())[:1] == (total,) and array.dtype.kind in "fiub":
@@ -246,7 +248,7 @@ def _open(path):
 
 
 def _frames(path, file, asked):  # group of cameras, camera, number of frames
-    there = {}
+    there: dict[str, str] = {}
     for group, dataset in FRAMES.items():
         for name, camera in file.get(group, {}).items():
             if isinstance(camera, optional("h5py").Group) and dataset in camera:
