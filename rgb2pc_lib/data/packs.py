@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from rgb2pc_lib.data import system
-from rgb2pc_lib.data.files.guarded import first_line, read_json_beside
+from rgb2pc_lib.data.files.guarded import DAMAGE, first_line, read_json_beside
 from rgb2pc_lib.data.geometry import Box, Layout, box_doubt, token_box
 from rgb2pc_lib.data.listing import PACKS, episodes, step_name
 from rgb2pc_lib.data.mapped import Frames, Stored, bits, find
@@ -326,7 +326,7 @@ def open_zarr(path: Path) -> tuple[zarr.Array[Any], Any, Any, torch.dtype | str]
     try:
         features = zarr_array(path)
         chunks = features.nchunks_initialized, features.nchunks
-    except (KeyError, ValueError, AttributeError, TypeError, OSError, zarr.errors.BaseZarrError) as e:
+    except (*DAMAGE, zarr.errors.BaseZarrError) as e:
         what = remedy(path, "re-extract it", "data/README.md tells the layout", str(e))
         raise InputError(
             f"{path}: expected a zarr group with the array '{KEY}', found: {first_line(e)}; {what}"
@@ -356,7 +356,7 @@ def whole_zarr(path: Path, array: zarr.Array[Any], chunks: tuple[int, int] | Non
 def _zarr_window(pack: FeaturePack, window: int) -> np.ndarray:
     try:
         found = np.asarray(pack.features[window])
-    except (RuntimeError, ValueError, TypeError, OSError) as e:
+    except DAMAGE as e:
         raise InputError(f"{pack.path}: window {window} is unreadable ({first_line(e)}); re-extract it") from None
     array: Any = pack.features
     if array.shards and (found == array.fill_value).all(axis=(1, 2, 3)).any():  # holes in shards are not counted

@@ -27,6 +27,8 @@ _WANTED = {
     **{f"{name}?": ("f", "S3") for name in _POSITIONS},
 }
 
+MEANT = {name.removesuffix("?") for name in _WANTED} | {"K", "world_to_camera"}  # arrays that something here relies on
+
 
 def state_file(root: Path, task: str, episode: str) -> Path:
     return root / task / f"{episode}.npz"

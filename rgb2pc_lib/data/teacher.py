@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rgb2pc_lib.data.files.guarded import first_line, read_json_beside, read_npz
+from rgb2pc_lib.data.files.guarded import DAMAGE, first_line, read_json_beside, read_npz
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import entries, episodes, step_name
 from rgb2pc_lib.data.packs import load_torch, whole_zarr, zarr_array
 from rgb2pc_lib.data.workspace import CACHE
@@ -190,10 +190,8 @@ def teacher_table(
     table = np.stack([lost if f in faulty else known[s] for s, f in zip(stamps, files, strict=True)])
     if missing:
         keep = [s for s, row in known.items() if len(row) == table.shape[1]]
-        store.parent.mkdir(parents=True, exist_ok=True)
-        partial = store.with_name(f"{store.stem}.{os.getpid()}-{threading.get_ident()}.npz")
-        np.savez(partial, stamps=np.array(keep), table=np.stack([known[s] for s in keep]))
-        os.replace(partial, store)
+        rows = np.stack([known[s] for s in keep])
+        write_atomic(store, lambda p: np.savez(p, stamps=np.array(keep), table=rows))
     return table
 
 
@@ -274,7 +272,7 @@ def _zarr(file: TeacherFile) -> zarr.Array[Any]:
         else:
             array = zarr_array(file.path)
         whole_zarr(file.path, array)
-    except (KeyError, ValueError, AttributeError, TypeError, OSError, zarr.errors.BaseZarrError) as e:
+    except (*DAMAGE, zarr.errors.BaseZarrError) as e:
         raise _no_zarr(file, e) from None
     return array
 
@@ -283,7 +281,7 @@ def _read_zarr(file: TeacherFile) -> np.ndarray:
     array = _zarr(file)
     try:
         return np.asarray(array[:] if file.row is None else array[file.row : file.row + 1])
-    except (RuntimeError, ValueError, TypeError, IndexError, OSError) as e:
+    except DAMAGE as e:
         raise _no_zarr(file, e) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.guarded import DAMAGE
-from rgb2pc_lib.data.files.writing import write_atomic
+from rgb2pc_lib.data.files.writing import new_file
 from rgb2pc_lib.data.listing import IMAGES, VIDEOS, timeline, walk
 from rgb2pc_lib.data.pictures import RULES, read_image, read_video
 from rgb2pc_lib.data.workspace import CACHE
@@ -116,13 +117,11 @@ def frame_cache(files: Sequence[Path], size: int, cache: Path | None = None, pro
     if (known := _cached(store, shape)) is not None:
         return known
 
-    def write(partial: Path) -> None:
-        out = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        for i, path in enumerate(tqdm(files, desc=f"frames at {size} px", disable=not progress, unit="frame")):
-            out[i] = resized(read_image(path), size)
-        out.flush()
-
-    write_atomic(store, write)
+    with new_file(store, math.prod(shape)) as partial, partial.open("wb") as out:
+        about = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(out, about)
+        for path in tqdm(files, desc=f"frames at {size} px", disable=not progress, unit="frame"):
+            out.write(resized(read_image(path), size).tobytes())
     return np.load(store, mmap_mode="r")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.listing import IMAGES, step_name, steps
 from rgb2pc_lib.data.pictures import image_size, read_image
+from rgb2pc_lib.data.system import free_bytes, gigabytes
 from rgb2pc_lib.encoders.encode import BatchSize, encode_frames, frames_encoded, windows
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder
 from rgb2pc_lib.encoders.pack_file import DTYPES, layout, new_pack
@@ -145,21 +145,11 @@ def disk_needs(
         there = (out / task / f"{episode}.pt").exists()
         total, missing = total + size, missing + size * (not there)
         lines.append(f"  {task}/{episode}: {list(shape)} {gigabytes(size)}{' (there already)' if there else ''}")
-    folder = next(p for p in (out, *out.absolute().parents) if p.exists())
-    free = gigabytes(shutil.disk_usage(folder).free)
+    free = gigabytes(free_bytes(out))
     packs = len(lines)
     lines += [f"  {episode}: {said}" for episode, said in faults.found.items()]
     lines.append(f"{expert.name}: {gigabytes(total)} in {packs} packs, {gigabytes(missing)} to write; {free} free")
     return "\n".join(lines)
-
-
-def gigabytes(size: int) -> str:
-    """A number of bytes for people.
-
-    >>> gigabytes(5_000_000_000), gigabytes(1_250_000)
-    ('5.0 GB', '1.2 MB')
-    """
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 or not size else f"{size / 1e6:.1f} MB"
 
 
 def list_frames(

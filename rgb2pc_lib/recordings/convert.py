@@ -8,7 +8,6 @@ for each class that the file names and takes its attributes; a file that calls a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from rgb2pc_lib.data import system
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.guarded import first_line
+from rgb2pc_lib.data.files.writing import new_file
 from rgb2pc_lib.data.listing import IMAGES, natural_key, steps_of
 from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, list_packs, load_torch, locate, open_zarr
 from rgb2pc_lib.errors import InputError, remedy
@@ -120,25 +120,15 @@ def as_pack(
 
 def write_pack(target: Path, pack: dict, source: Path) -> None:
     """Write a pack that appears under its name only when it is whole and opens as a pack."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        try:
-            large = pack[KEY].nbytes > 2**20  # whose rows then lie in fewer pages
-            alignment = {"save.storage_alignment": system.PAGE if large else 64}
-            with serialization.patch(alignment):  # type: ignore[attr-defined]  # torch adds it when it is imported
-                torch.save(pack, partial)
-        except RuntimeError as e:
-            raise OSError(f"{target}: cannot be written ({first_line(e)}); is the disk full?") from None
+    size = pack[KEY].nbytes
+    with new_file(target, size, alone=True) as partial:
+        alignment = {"save.storage_alignment": system.PAGE if size > 2**20 else 64}  # rows in fewer pages
+        with serialization.patch(alignment):  # type: ignore[attr-defined]  # torch adds it when it is imported
+            torch.save(pack, partial)
         try:
             FeaturePack.open(partial)
         except InputError as e:
             raise InputError(str(e).replace(str(partial), str(source))) from None
-        with open(partial, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # -- reading without running
@@ -174,6 +164,8 @@ def read_inert(path: Path):
     except Exception as e:  # a damaged pickle fails in any way
         what = remedy(path, "copy or extract it again", "leave it out, or write it with torch.save", str(e))
         raise InputError(f"{path}: not a readable torch file ({first_line(e)}); {what}") from None
+    if odd := [n for n in names if "\0" in n]:
+        raise InputError(f"{path}: names the class {odd[0]!r}, which cannot be; copy or extract it again")
     stand_ins: list[Any] = [(_InertPath if n.startswith("pathlib.") else type(n, (_Inert,), {}), n) for n in names]
     with torch.serialization.safe_globals(stand_ins):
         return load_torch(path, "leave it out or re-extract it", mmap=zipped)

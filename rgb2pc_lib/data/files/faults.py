@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import CannotWriteError, InputError
 
 SHOWN = 40  # lines on the screen; the report has all
 
@@ -44,6 +44,8 @@ class Faults:
         """Work on an item, or on several that can only fail together."""
         try:
             yield
+        except CannotWriteError:  # no fault of theirs
+            raise
         except InputError as e:
             for item in items:
                 self.add(item, str(e))

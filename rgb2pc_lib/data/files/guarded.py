@@ -23,10 +23,11 @@ import numpy as np
 from rgb2pc_lib import errors
 from rgb2pc_lib.errors import InputError
 
-# what damaged bytes can raise in the readers of zip archives and numpy's headers
+# what damaged bytes can raise in the readers of zip archives, numpy's headers and compressed chunks
 DAMAGE = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, SyntaxError, TypeError, OverflowError,
     MemoryError, IndexError, AttributeError, struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
+    SystemError,
 )  # fmt: skip
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _KINDS = {"f": "floating point", "iuf": "numbers", "iu": "whole numbers", "b": "true or false", "U": "text"}

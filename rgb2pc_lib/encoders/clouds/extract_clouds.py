@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import pickle
-import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ from tqdm import tqdm
 from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply
 from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import steps
 from rgb2pc_lib.data.numbers import as_type
 from rgb2pc_lib.encoders.encode import out_of_memory
@@ -234,15 +233,7 @@ def _encode(encoder, points):
 
 def save(path: Path, file: dict) -> None:
     """`torch.save` under a hidden temporary name, then the name itself."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half_written = path.with_name(f".{path.name}.tmp")
-    torch.save(file, half_written)
-    os.replace(half_written, path)
-
-
-def free_bytes(folder: Path) -> int:
-    """Free disk where a folder is or will be."""
-    return shutil.disk_usage(next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())).free
+    write_atomic(path, lambda p: torch.save(file, p))
 
 
 def fingerprint(network: nn.Module, *facts: str) -> str:

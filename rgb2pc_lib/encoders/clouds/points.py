@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from rgb2pc_lib.data.files.guarded import expect
 from rgb2pc_lib.data.files.weights import fill, read_weights
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder, fingerprint
 from rgb2pc_lib.errors import InputError
@@ -82,11 +82,9 @@ class PointEncoder(nn.Module):
 
 def save_point_encoder(path: Path, encoder: PointEncoder, **facts) -> None:
     """Weights, the config and what else is worth knowing (JSON values) in one safetensors file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half_written = path.with_name(f".{path.name}.tmp")
     metadata = {"about": json.dumps({"config": asdict(encoder.config), **facts})}  # one key: several have no order
-    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, half_written, metadata)
-    os.replace(half_written, path)
+    tensors = {k: v.contiguous() for k, v in encoder.state_dict().items()}
+    write_atomic(path, lambda p: p.write_bytes(save(tensors, metadata)))
 
 
 def load_point_encoder(path: Path | None = None) -> PointEncoder:
