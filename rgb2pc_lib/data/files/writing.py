@@ -1,8 +1,8 @@
 """Files and folders that are whole or not there, and folders with one writer at a time.
 
 What is being written lies in a hidden folder, `.<name>.<random>.partial`, until it is whole. Its writer holds a lock on
-that folder, which the system lets go of when the process ends, however it does: so the next writer beside it knows which
-leftovers are nobody's, and removes them.
+that folder, which the system lets go of when the process ends, however it does: so the next writer beside it knows
+which leftovers are nobody's, and removes them.
 """
 
 from __future__ import annotations
