@@ -1,14 +1,13 @@
 """Files and folders that are whole or not there, and folders with one writer at a time.
 
 What is being written lies in a hidden folder, `.<name>.<random>.partial`, until it is whole. Its writer holds a lock on
-that folder, which the system lets go of when the process ends, however it does: so the next writer of the same name
-knows which leftovers are nobody's, and removes them.
+that folder, which the system lets go of when the process ends, however it does: so the next writer beside it knows
+which leftovers are nobody's, and removes them.
 """
 
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import secrets
 import shutil
@@ -22,7 +21,7 @@ from rgb2pc_lib.data.system import free_bytes, gigabytes
 from rgb2pc_lib.errors import CannotWriteError, InputError, tell
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_TORCH = "inline_container"  # whence torch.save complains, in a RuntimeError without a number, where it cannot write
+_TORCH = "inline_container", "iostream error"  # what torch.save says, in a RuntimeError without a number
 
 if sys.platform == "win32":  # there only the threads of one process know of each other
     _held: set[Path] = set()
@@ -135,8 +134,9 @@ def _unfinished(path: Path, alone: bool) -> Iterator[Path]:
     with ExitStack() as held:
         with told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-                if not _remove_if_free(leftover) and alone:
+            for leftover in path.parent.glob(".*.partial"):  # of any name: nobody may write this one's again
+                held_by_another = not _remove_if_free(leftover)
+                if held_by_another and alone and leftover.name.startswith(f".{path.name}."):
                     raise InputError(f"{path}: is being written by another process; wait for it, then run again")
             while True:
                 folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -179,7 +179,7 @@ def told(path: Path, needs: int = 0, partial: Path | None = None) -> Iterator[No
             raise
         raise CannotWriteError(_cannot_write(path, e.errno or 0, e.strerror or str(e), needs, partial)) from None
     except RuntimeError as e:
-        if _TORCH not in str(e):
+        if not any(words in str(e) for words in _TORCH):
             raise
         raise CannotWriteError(_cannot_write(path, errno.ENOSPC, "not all of it fits", needs, partial)) from None
 
