@@ -16,9 +16,9 @@ from tqdm import trange
 
 from rgb2pc_lib import InputError
 from rgb2pc_lib.data.workspace import CACHE
-from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.simdepth import DepthNetwork, load_network, save_simdepth
 from rgb2pc_lib.encoders.simdepth_training import DepthTraining, errors, learn, load_surfaces
+from rgb2pc_lib.encoders.weights import network_fingerprint
 
 RECORDED = CACHE / "other_seeds"
 
@@ -65,7 +65,9 @@ def main(argv=None) -> None:
     save_simdepth(args.out, network, **facts)
     minutes = (time.monotonic() - start) / 60
     frames = len(data.images)
-    print(f"{args.out}: network {fingerprint(network)}, {frames} frames, {config.steps} steps, {minutes:.1f} min")
+    print(
+        f"{args.out}: network {network_fingerprint(network)}, {frames} frames, {config.steps} steps, {minutes:.1f} min"
+    )
 
 
 if __name__ == "__main__":

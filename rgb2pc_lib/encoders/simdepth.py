@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from rgb2pc_lib.data.files.guarded import expect
 from rgb2pc_lib.data.files.weights import fill, read_weights
 from rgb2pc_lib.data.workspace import PROJECT
-from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder, square
+from rgb2pc_lib.encoders.weights import network_fingerprint
 
 WEIGHTS = PROJECT / "data" / "simdepth" / "simdepth.safetensors"
 
@@ -145,7 +145,7 @@ def describe(name: str = "simdepth", weights=None) -> Expert:
 def load_simdepth(device: str = "cpu") -> ImageEncoder:
     """SimDepth with the project's weights: 96 channels at stride 8, from which depth is read by one linear layer."""
     network = load_network()
-    made_by = f"simdepth {fingerprint(network)}"
+    made_by = f"simdepth {network_fingerprint(network)}"
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(x: Tensor) -> Tensor:

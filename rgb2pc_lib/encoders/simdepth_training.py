@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from rgb2pc_lib.data import system
 from rgb2pc_lib.data.clouds import read_ply, transform
-from rgb2pc_lib.data.listing import step_name
+from rgb2pc_lib.data.listing import step_name, steps
 from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
-from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds
 from rgb2pc_lib.encoders.simdepth import DepthNetwork
 from rgb2pc_lib.errors import InputError
 
@@ -62,7 +61,8 @@ def load_surfaces(*roots: Path, size: int, every: int = 1, progress: bool = True
 
     Raises InputError naming a file for clouds in the world frame, of different sizes, or without pixels.
     """
-    episodes = [(root, key, paths) for root in roots for key, paths in list_clouds(root / "clouds").items()][::every]
+    found = ((root, steps(root / "clouds", (".ply",))) for root in roots)
+    episodes = [(root, key, list(files.values())) for root, of in found for key, files in of.items()][::every]
     with ThreadPoolExecutor() as pool:
         parts = list(
             tqdm(pool.map(lambda e: _surfaces(*e, size), episodes), "frames", len(episodes), disable=not progress)
@@ -76,12 +76,12 @@ def load_surfaces(*roots: Path, size: int, every: int = 1, progress: bool = True
 def _surfaces(root: Path, key: tuple[str, str], paths: list[Path], size: int) -> tuple[np.ndarray, ...]:
     path = state_file(root / "state", *key)
     state = read_state(path)
-    steps = [step_name(p.name) for p in paths]
-    pose = poses(state, rows_of(state, steps, path), path)
+    names = [step_name(p.name) for p in paths]
+    pose = poses(state, rows_of(state, names, path), path)
     if pose is None or "world_to_camera" not in state:
         raise InputError(f"{path}: expected clouds in a camera's frame and world_to_camera [4, 4]; record it again")
     images, uvs, depths, places = [], [], [], []
-    for cloud_path, step, of in zip(paths, steps, pose, strict=True):
+    for cloud_path, step, of in zip(paths, names, pose, strict=True):
         cloud = read_ply(cloud_path)
         frame = read_image(root / "rgb" / key[0] / key[1] / f"{step}.jpg")
         if cloud.uv is None:

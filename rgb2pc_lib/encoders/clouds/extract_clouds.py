@@ -5,20 +5,17 @@ Layout of a file: `data/README.md`. A file appears under its name only once it i
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import pickle
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply
@@ -234,17 +231,6 @@ def _encode(encoder, points):
 def save(path: Path, file: dict) -> None:
     """`torch.save` under a hidden temporary name, then the name itself."""
     write_atomic(path, lambda p: torch.save(file, p))
-
-
-def fingerprint(network: nn.Module, *facts: str) -> str:
-    """Sixteen hexadecimal digits that follow from the config, every weight, and what else decides the features."""
-    config: Any = network.config
-    digest = hashlib.sha256(json.dumps(asdict(config)).encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode() + value.numpy().tobytes())
-    for fact in facts:
-        digest.update(fact.encode())
-    return digest.hexdigest()[:16]
 
 
 def _made_by(path: Path) -> str | None:

@@ -16,7 +16,8 @@ from rgb2pc_lib.data.files.guarded import expect
 from rgb2pc_lib.data.files.weights import fill, read_weights
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
-from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder, fingerprint
+from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder
+from rgb2pc_lib.encoders.weights import network_fingerprint
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import initialise
 
@@ -108,6 +109,6 @@ def load_pointnet(weights: Path | None = None, device: str = "cpu", frame: str =
     if frame != "camera":
         raise InputError(f"pointnet was trained on clouds in the camera frame, not the {frame}'s; transform them first")
     network = load_point_encoder(weights)
-    made_by = fingerprint(network)
+    made_by = network_fingerprint(network)
     network.to(device)
     return CloudEncoder("pointnet", lambda p: {"pc_feat": network(p)}, made_by, network.config.embed_dim, device=device)
