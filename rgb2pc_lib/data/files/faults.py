@@ -64,8 +64,10 @@ class Faults:
     def lines(self) -> list[str]:
         """One line a fault, those of one remedy together under it.
 
+        >>> faults = Faults()
+        >>> faults.add("push/ep_0", "push/ep_0.pt: expected tokens, found none; extract it again")
         >>> faults.lines()
-        ['extract it again (1):', '  ep_0.pt: expected tokens, found none']
+        ['extract it again (1):', '  push/ep_0.pt: expected tokens, found none']
         """
         groups: dict[str, list[str]] = {}
         for item, said in self.found.items():
