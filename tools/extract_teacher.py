@@ -21,7 +21,7 @@ import torch
 from rgb2pc_lib import InputError, Workspace
 from rgb2pc_lib.command_line import run_resumable
 from rgb2pc_lib.data.files.faults import Faults
-from rgb2pc_lib.data.system import free_bytes
+from rgb2pc_lib.data.files.writing import free_bytes
 from rgb2pc_lib.data.workspace import SAMPLE
 from rgb2pc_lib.encoders.clouds.extract_clouds import ENCODERS, extract_teacher, load_cloud_encoder, plan
 from rgb2pc_lib.learning import ranks

@@ -23,11 +23,12 @@ from rgb2pc_lib.checks.shift import feature_check
 from rgb2pc_lib.checks.sources import memory, pack_sizes
 from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.files.faults import parted
+from rgb2pc_lib.data.files.writing import gigabytes
 from rgb2pc_lib.data.listing import IMAGES, steps
 from rgb2pc_lib.data.pairing import FALLBACKS, NO_EPISODE, NO_STEP, OK, Pairing, pair, select, split
 from rgb2pc_lib.data.teacher import TeacherFile, list_teacher
 from rgb2pc_lib.data.workspace import ROOTS, RUNS, Workspace
-from rgb2pc_lib.encoders.extract import disk_needs, gigabytes
+from rgb2pc_lib.encoders.extract import disk_needs
 from rgb2pc_lib.encoders.images import EXPERTS, describe
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Config

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import shutil
 import sys
-from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if os.name == "posix" else 4096
 _RANDOM, _WILLNEED, _DONTNEED = 1, 3, 4  # of madvise: the same numbers on Linux and macOS
@@ -20,20 +18,6 @@ def memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * PAGE
     except (AttributeError, ValueError):
         return 8 * 2**30
-
-
-def free_bytes(path: Path) -> int:
-    """Free disk where a file or folder is or will be."""
-    return shutil.disk_usage(next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())).free
-
-
-def gigabytes(size: int) -> str:
-    """A number of bytes for people.
-
-    >>> gigabytes(5_000_000_000), gigabytes(1_250_000)
-    ('5.0 GB', '1.2 MB')
-    """
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 or not size else f"{size / 1e6:.1f} MB"
 
 
 @functools.cache

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from rgb2pc_lib.data import system
 from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
+from rgb2pc_lib.data.files.writing import free_bytes, gigabytes
 from rgb2pc_lib.data.listing import IMAGES, step_name, steps
 from rgb2pc_lib.data.pictures import image_size, read_image
-from rgb2pc_lib.data.system import free_bytes, gigabytes
 from rgb2pc_lib.encoders.encode import BatchSize, encode_frames, frames_encoded, windows
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder
 from rgb2pc_lib.encoders.pack_file import DTYPES, layout, new_pack

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from rgb2pc_lib.data.system import free_bytes, gigabytes
 from rgb2pc_lib.errors import CannotWriteError, InputError, tell
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -192,3 +191,17 @@ def _cannot_write(path: Path, number: int, why: str, needs: int, partial: Path |
         remedy = "raise the limit (ulimit -f)" if number == errno.EFBIG else "free some"
         return f"{path}: cannot be written ({why}): {room}; {remedy} {again}"
     return f"{path}: cannot be written ({why}); make its folder one that you may write to {again}"
+
+
+def free_bytes(path: Path) -> int:
+    """Free disk where a file or folder is or will be."""
+    return shutil.disk_usage(next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())).free
+
+
+def gigabytes(size: int) -> str:
+    """A number of bytes for people.
+
+    >>> gigabytes(5_000_000_000), gigabytes(1_250_000)
+    ('5.0 GB', '1.2 MB')
+    """
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 or not size else f"{size / 1e6:.1f} MB"
