@@ -572,19 +572,21 @@ def record_task(
             scene.close()
 
 
+def config_of(root: Path, task: str, name: str) -> dict[str, Any]:
+    """What a finished episode's files tell of the `RecordConfig` behind them: `frame`, `size` and `points`."""
+    state = read_state(root / "state" / task / f"{name}.npz")
+    cloud = read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")
+    return {"frame": str(state["frame"]), "size": round(2 * float(state["K"][0, 2])), "points": len(cloud)}
+
+
 def _check_finished(root: Path, task: str, name: str, looks: Randomise, config: RecordConfig) -> int:
     """The seed of a finished episode, which must have been recorded with the same settings."""
     path = root / "state" / task / f"{name}.npz"
     state = read_state(path)
     wanted = {"randomised": ("b", ""), "frame": ("U", ""), "K": ("f", "33"), "seed": ("iu", ""), "time": ("iuf", "S")}
     check_npz(path, state, wanted, "delete it, and the episode is recorded again")
-    found = {
-        "randomised": bool(state["randomised"]),
-        "frame": str(state["frame"]),
-        "size": round(2 * float(state["K"][0, 2])),
-        "steps": len(state["steps"]),
-        "points": len(read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")),
-    }
+    found = config_of(root, task, name)
+    found |= {"randomised": bool(state["randomised"]), "steps": len(state["steps"])}
     asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
     asked["randomised"] = bool(looks)
     asked["steps"] = min(config.steps, int(state["time"][-1]) + 1)  # a short roll-out has no more
