@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
+from rgb2pc_lib.errors import InputError
 
 LOWER_IS_BETTER = ("median rank", "tcp cm", "object cm")
 PROBES = ("tcp", "left tcp", "right tcp", "object", "tcp-object", "distance", "opening", "progress")
@@ -58,6 +59,11 @@ def from_states(root: Path, keys: pd.DataFrame, read) -> dict[str, np.ndarray]:
         parts.append((group.index.to_numpy(), values))
     order = np.argsort(np.concatenate([index for index, _ in parts]))
     common = [k for k in parts[0][1] if all(k in values for _, values in parts)]
+    for name in common:
+        if len(widths := {values[name].shape[1:] for _, values in parts}) > 1:
+            raise InputError(
+                f"{root}: expected {name} of one width in all episodes, found {sorted(widths)}; judge them apart"
+            )
     return {k: np.concatenate([values[k] for _, values in parts])[order] for k in common}
 
 

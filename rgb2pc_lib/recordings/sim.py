@@ -271,7 +271,8 @@ class Scene:
         """What is seen and known now; a cloud costs a second rendering."""
         self._refresh()
         state = self._state() | {"goal": np.asarray(self.env._target_pos, np.float32)}
-        return Seen(*(self._observe() if cloud else (self._draw(), None)), state)
+        image, points = self._observe() if cloud else (self._draw(), None)
+        return Seen(image, points, state)
 
     def act(self, action: np.ndarray) -> bool:
         """One control step with an action `[4]`, clipped to -1 to 1; whether Meta-World calls the task solved."""

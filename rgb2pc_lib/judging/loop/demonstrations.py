@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,10 @@ class Demonstrations:
         (`actions`, in which `time` counts), else of the kept steps (`action`), else the joints of the steps that
         follow (`qpos`). Beyond an episode's end its last action is repeated. A roll-out may take as long as the
         longest demonstration for training, and at least twice the median one.
-        Raises InputError naming the file where an episode has no actions, or their number differs.
+        Raises InputError naming the file where an episode has no actions, and where their number differs.
         """
         keys = data.samples.keys()
-        found = from_states(state_root, keys, lambda *state: _read(*state, chunk))
+        found = from_states(state_root, keys, partial(_read, chunk))
         if "actions" not in found:
             raise InputError(f"{state_root}: expected {_WANTED} in every episode's file, found other arrays in some")
         if not np.isfinite(found["actions"]).all():
@@ -50,8 +51,6 @@ class Demonstrations:
                 f"{state_file(state_root, bad['task'], bad['episode'])}: expected finite actions, found others from "
                 f"{bad['step']} on; exclude the episode"
             )
-        own = [found[k] for k in ("tcp", "opening") if k in found]
-        own = own if len(own) == 2 else [found[k] for k in ("qpos",) if k in found]
         index = np.arange(len(keys))
         training = np.isin(index, data.training)
         lengths = pd.Series(found["length"][training]).groupby(keys["task"].to_numpy()[training])
@@ -60,7 +59,7 @@ class Demonstrations:
             training,
             np.isin(index, data.validation),
             np.isin(index, data.held_out),
-            np.concatenate([*own, np.zeros((len(keys), 0))], 1).astype(np.float32),
+            found["own"].astype(np.float32),
             found["actions"].astype(np.float32),
             frozenset(found.get("seed", np.zeros(0, int)).tolist()),
             {task: int(max(2 * some.median(), some.max())) for task, some in lengths},
@@ -79,11 +78,13 @@ class Demonstrations:
 _WANTED = "the array actions (with time), action or qpos"
 
 
-def _read(state: dict[str, np.ndarray], rows: np.ndarray, path: Path, chunk: int) -> dict[str, np.ndarray]:
+def _read(chunk: int, state: dict[str, np.ndarray], rows: np.ndarray, path: Path) -> dict[str, np.ndarray]:
     actions, first = _actions(state, path)
     following = np.minimum(first[rows, None] + np.arange(chunk), len(actions) - 1)  # [s, H]
+    own = ("tcp", "opening") if {"tcp", "opening"} <= state.keys() else ("qpos",) if "qpos" in state else ()
+    known = [state[k][rows].reshape(len(rows), -1) for k in own]
     out = {"actions": actions[following], "length": np.full(len(rows), len(actions))}
-    out |= {k: state[k][rows].reshape(len(rows), -1) for k in ("tcp", "opening", "qpos") if k in state}
+    out["own"] = np.concatenate([*known, np.zeros((len(rows), 0))], 1)
     return out | {k: np.full(len(rows), int(state[k])) for k in ("seed",) if k in state and state[k].ndim == 0}
 
 

@@ -7,7 +7,7 @@ goes through the very same numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +84,7 @@ class Source:
         return Compression.of(self.frames[0])
 
 
-class Representation(Protocol):
+class Representation(Hashable, Protocol):
     """One way to turn a step, recorded or live, into a vector."""
 
     cloud: bool  # whether a live look needs a cloud
@@ -114,7 +114,7 @@ class State:
 
     def features(self, source: Source) -> Fitted:
         keys, root = source.demonstrations.keys, source.config.workspace.root("state")
-        found = from_states(root, keys, lambda state, rows, _: {k: _per_step(state[k], rows) for k in self._of(state)})
+        found = from_states(root, keys, lambda state, rows, _: {k: _per_step(k, state, rows) for k in self._of(state)})
         missing = [k for k in self.names if k not in found]
         if missing:
             raise InputError(f"{root}: expected {', '.join(missing)} in every episode's file; leave '{FULL_STATE}' out")
@@ -134,10 +134,11 @@ class State:
         return through
 
 
-def _per_step(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _per_step(name: str, state: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Of an episode's array, one value a step or one for all, those of some steps: `[s, d]`."""
-    if array.ndim == 1 and array.shape == (3,):  # a place that stays
-        return np.broadcast_to(array, (len(rows), 3))
+    array = state[name]
+    if array.ndim == 1 and _STATE[name] > 1:  # a place that stays
+        return np.broadcast_to(array, (len(rows), len(array)))
     return array[rows].reshape(len(rows), -1)
 
 
@@ -383,3 +384,19 @@ def features_file(folder: Path, name: str) -> Path:
 def read_features(path: Path) -> Fitted:
     """What `prepare` left. Raises InputError naming a damaged file."""
     return read_npz(path, {"x": ("f", "nd"), "made_from": ("U", "")}, "delete it, and it is made again")
+
+
+def recorded_features(runs: Sequence[Run], source: Source) -> dict[str, list[np.ndarray]]:
+    """Name -> variants `[n, d]` of all steps, of what needs no simulator: pooled experts, teacher, runs.
+
+    Runs whose settings differ only in their seed are variants of one; a name is the folder's, without its seed.
+    """
+    found = {PROPRIOCEPTION: [State().features(source)["x"]]}
+    gatherer, rows = Gatherer(source.data.samples), source.data.samples.teacher_rows
+    found[TEACHER] = [gatherer.teacher_embeddings(rows).astype(np.float32)]
+    for name, one in experts_alone(list(source.config.vis_roots)).items():
+        found[name] = [one.features(source)["x"]]
+    for run in runs:
+        name = run.name.removesuffix(f"-seed{run.config.seed}")
+        found.setdefault(name, []).append(Student(run.folder).features(source)["x"])
+    return found
