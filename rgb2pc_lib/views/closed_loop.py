@@ -12,7 +12,7 @@ from PIL import Image
 from rgb2pc_lib.judging.loop.proof import film_file
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION
 from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER
-from rgb2pc_lib.views.look import plain
+from rgb2pc_lib.views.look import ALARM, plain
 from rgb2pc_lib.views.plots import colour
 
 
@@ -72,4 +72,24 @@ def films_figure(folder: Path, task: str, names: list[str], look: str = "random"
     grid[0][0].set_title("a success")
     grid[0][1].set_title("a failure")
     figure.suptitle(f"{plain(task)}, {look} look: eight looks from the first to the last")
+    return figure
+
+
+def errors_figure(table: pd.DataFrame) -> Figure:
+    """Held-out action errors of every representation with their intervals, from `actions.error_table`."""
+    figure = Figure(figsize=(9, 1.2 + 0.32 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    tints = [
+        "0.3" if said in ("", "not told apart") else "#009e73" if said == "better" else ALARM for said in table["is"]
+    ]
+    for i, row in enumerate(table.itertuples()):
+        axes.plot([row.low, row.high], [i, i], color=tints[i], lw=4, alpha=0.4)
+        axes.plot(row.error, i, "o", color=tints[i], ms=7)
+    base = table.loc[table["is"] == "", ["representation", "error"]].iloc[0]
+    axes.axvline(base["error"], color="0.5", lw=1, ls=":")
+    axes.set_yticks(range(len(table)), [plain(name) for name in table["representation"]])
+    axes.invert_yaxis()
+    axes.set(xlabel="held-out action error, standard deviations (dotted: compared with)")
+    axes.set_title(f"{table['episodes'].iloc[0]} held-out episodes; green: better than {plain(base['representation'])}")
+    axes.spines[["top", "right"]].set_visible(False)
     return figure

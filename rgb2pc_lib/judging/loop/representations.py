@@ -350,8 +350,7 @@ def line_up(
     for name, config in rows:
         students.setdefault(name, []).append(Student(config.folder))
     found: dict[str, list[Representation]] = {
-        FULL_STATE: [State(tuple(_STATE))],
-        PROPRIOCEPTION: [State()],
+        **told(),
         TEACHER: [teacher],
         **students,
     }
@@ -400,3 +399,8 @@ def recorded_features(runs: Sequence[Run], source: Source) -> dict[str, list[np.
         name = run.name.removesuffix(f"-seed{run.config.seed}")
         found.setdefault(name, []).append(Student(run.folder).features(source)["x"])
     return found
+
+
+def told() -> dict[str, list[Representation]]:
+    """Ceiling and floor, which need no features: what is told everything, and what is told of the robot alone."""
+    return {FULL_STATE: [State(tuple(_STATE))], PROPRIOCEPTION: [State()]}
