@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--runs", type=Path, default=RUNS / "proof", help="folder of the students (default: runs/proof)")
     p.add_argument("--compact", type=Path, nargs="+", default=[], metavar="FOLDER", help="compact students")
     p.add_argument("--finetune", type=Path, metavar="FOLDER",
-                   help="a compact student: tuned with the policy, beside the same network from random weights")  # fmt: skip
+                   help="a compact student, tuned with the policy, beside the same network at random")  # fmt: skip
     p.add_argument("--out", type=Path, default=RUNS / "loop", help="folder of the roll-outs (default: runs/loop)")
     p.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all of the workspace")
     p.add_argument("--only", nargs="+", metavar="NAME", help="representations (a wrong name lists all)")
