@@ -19,14 +19,14 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from rgb2pc_lib import InputError, Workspace, judged_config, line_up
+from rgb2pc_lib import InputError, Run, Workspace, judged_config, line_up
 from rgb2pc_lib.command_line import run_resumable
 from rgb2pc_lib.data.workspace import PROJECT, RUNS, SAMPLE
 from rgb2pc_lib.judging.loop import verdict
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings
 from rgb2pc_lib.judging.loop.proof import HEADS, ProofSettings, prove, read_proof
-from rgb2pc_lib.judging.loop.representations import Representation, Source
+from rgb2pc_lib.judging.loop.representations import Representation, Source, named_runs
 from rgb2pc_lib.judging.loop.representations import line_up as representations
 from rgb2pc_lib.judging.loop.tuned import Tuned
 from rgb2pc_lib.learning.prepare import Data
@@ -46,6 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workspace", type=Path, default=PROJECT / "data" / "proof.toml", help="TOML file")
     p.add_argument("--runs", type=Path, default=RUNS / "proof", help="folder of the students (default: runs/proof)")
+    p.add_argument("--more", type=Path, nargs="+", default=[], metavar="DIR", help="further finished runs")
     p.add_argument("--compact", type=Path, nargs="+", default=[], metavar="FOLDER", help="compact students")
     p.add_argument("--finetune", type=Path, metavar="FOLDER",
                    help="a compact student, tuned with the policy, beside the same network at random")  # fmt: skip
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     train_missing(students)
     data = Data.open(config)
     source = Source(config, data, Demonstrations.of(data, workspace.root("state")))
-    every = representations(students, a.compact)
+    every = representations(students, a.compact) | named_runs([Run.open(folder) for folder in a.more])
     if a.finetune:
         every |= {f"tuned, from {start}": [Tuned(a.finetune, start == "compact")] for start in ("compact", "random")}
     first = source.demonstrations.keys.iloc[0]

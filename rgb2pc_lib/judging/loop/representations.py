@@ -385,20 +385,25 @@ def read_features(path: Path) -> Fitted:
     return read_npz(path, {"x": ("f", "nd"), "made_from": ("U", "")}, "delete it, and it is made again")
 
 
+def named_runs(runs: Sequence[Run]) -> dict[str, list[Representation]]:
+    """Finished runs as representations, named after their folders without the seed: its runs are variants."""
+    found: dict[str, list[Representation]] = {}
+    for run in runs:
+        found.setdefault(run.name.removesuffix(f"-seed{run.config.seed}"), []).append(Student(run.folder))
+    return found
+
+
 def recorded_features(runs: Sequence[Run], source: Source) -> dict[str, list[np.ndarray]]:
     """Name -> variants `[n, d]` of all steps, of what needs no simulator: pooled experts, teacher, runs.
 
-    Runs whose settings differ only in their seed are variants of one; a name is the folder's, without its seed.
+    Runs are named as `named_runs` says.
     """
     found = {PROPRIOCEPTION: [State().features(source)["x"]]}
     gatherer, rows = Gatherer(source.data.samples), source.data.samples.teacher_rows
     found[TEACHER] = [gatherer.teacher_embeddings(rows).astype(np.float32)]
     for name, one in experts_alone(list(source.config.vis_roots)).items():
         found[name] = [one.features(source)["x"]]
-    for run in runs:
-        name = run.name.removesuffix(f"-seed{run.config.seed}")
-        found.setdefault(name, []).append(Student(run.folder).features(source)["x"])
-    return found
+    return found | {name: [one.features(source)["x"] for one in of] for name, of in named_runs(runs).items()}
 
 
 def told() -> dict[str, list[Representation]]:
