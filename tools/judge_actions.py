@@ -20,9 +20,10 @@ import pandas as pd
 from rgb2pc_lib import InputError, Run, Workspace
 from rgb2pc_lib.data.workspace import RUNS, SAMPLE
 from rgb2pc_lib.judging.loop.actions import error_table, held_out_errors
+from rgb2pc_lib.judging.loop.compared import recorded_features
 from rgb2pc_lib.judging.loop.demonstrations import CHUNK, Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings
-from rgb2pc_lib.judging.loop.representations import Source, recorded_features
+from rgb2pc_lib.judging.loop.representations import Source
 from rgb2pc_lib.learning.prepare import Data
 
 

@@ -23,11 +23,12 @@ from rgb2pc_lib import InputError, Run, Workspace, judged_config, line_up
 from rgb2pc_lib.command_line import run_resumable
 from rgb2pc_lib.data.workspace import PROJECT, RUNS, SAMPLE
 from rgb2pc_lib.judging.loop import verdict
+from rgb2pc_lib.judging.loop.compared import line_up as representations
+from rgb2pc_lib.judging.loop.compared import named_runs
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings
 from rgb2pc_lib.judging.loop.proof import HEADS, ProofSettings, prove, read_proof
-from rgb2pc_lib.judging.loop.representations import Representation, Source, named_runs
-from rgb2pc_lib.judging.loop.representations import line_up as representations
+from rgb2pc_lib.judging.loop.representations import Representation, Source
 from rgb2pc_lib.judging.loop.tuned import Tuned
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config

@@ -33,14 +33,12 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.scenes import Compression, Seen
 from rgb2pc_lib.judging.probes import from_states
-from rgb2pc_lib.judging.rivals import CONCATENATED, PROPRIOCEPTION, block_means, fit_components, pooled_blocks
-from rgb2pc_lib.judging.verdicts import TEACHER
+from rgb2pc_lib.judging.rivals import block_means, fit_components, pooled_blocks
 from rgb2pc_lib.learning.prepare import Data, pick_device
 from rgb2pc_lib.learning.runs import Config, Run
 
-FULL_STATE = "full state"
 SIDES = (1, 4)  # blocks of the image along each side, of pooled experts
-_STATE = {"object": 3, "goal": 3, "joint": 1}  # beside the robot's own, which every head is told
+STATE = {"object": 3, "goal": 3, "joint": 1}  # beside the robot's own, which every head is told
 Fitted = dict[str, np.ndarray]
 Live = Callable[[Sequence[Seen]], np.ndarray]  # B looks -> [B, d] float32
 
@@ -117,7 +115,7 @@ class State:
         found = from_states(root, keys, lambda state, rows, _: {k: _per_step(k, state, rows) for k in self._of(state)})
         missing = [k for k in self.names if k not in found]
         if missing:
-            raise InputError(f"{root}: expected {', '.join(missing)} in every episode's file; leave '{FULL_STATE}' out")
+            raise InputError(f"{root}: expected {', '.join(missing)} in every episode's file; leave it out")
         return {"x": self._joined([found[k] for k in self.names], len(keys))}
 
     def _of(self, state):
@@ -137,7 +135,7 @@ class State:
 def _per_step(name: str, state: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Of an episode's array, one value a step or one for all, those of some steps: `[s, d]`."""
     array = state[name]
-    if array.ndim == 1 and _STATE[name] > 1:  # a place that stays
+    if array.ndim == 1 and STATE[name] > 1:  # a place that stays
         return np.broadcast_to(array, (len(rows), len(array)))
     return array[rows].reshape(len(rows), -1)
 
@@ -327,39 +325,6 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256(run.file("model.safetensors").read_bytes()).hexdigest()[:16]
 
 
-# -- all that are compared
-
-
-def experts_alone(experts: Sequence[str]) -> dict[str, Representation]:
-    """Every expert, and all together, pooled over the image and in 4 x 4 blocks at the teacher's usual width."""
-    every = {name: (name,) for name in experts} | ({CONCATENATED: tuple(experts)} if len(experts) > 1 else {})
-    pooled: dict[str, Representation] = {name: Pooled(of) for name, of in every.items()}
-    return pooled | {f"{name} 4x4, 256 PCs": Pooled(of, 4, 256) for name, of in every.items()}
-
-
-def line_up(
-    rows: Sequence[tuple[str, Config]],
-    compacts: Sequence[Path] = (),
-    teacher: Teacher = Teacher(),  # noqa: B008
-) -> dict[str, list[Representation]]:
-    """Name -> variants of a representation: head seed k takes the k-th, and after the last the first again.
-
-    `rows` are (name, config) of finished runs, as `evaluate.line_up` gives them: a student's seeds are its variants.
-    """
-    students: dict[str, list[Representation]] = {}
-    for name, config in rows:
-        students.setdefault(name, []).append(Student(config.folder))
-    found: dict[str, list[Representation]] = {
-        **told(),
-        TEACHER: [teacher],
-        **students,
-    }
-    found |= {name: [one] for name, one in experts_alone(list(rows[0][1].vis_roots)).items()}
-    if "weighted" in students:
-        found["weighted, spatial tokens, 256 PCs"] = [SpatialTokens(c.folder) for name, c in rows if name == "weighted"]
-    return found | {f"compact, {folder.name}": [CompactStudent(folder)] for folder in compacts}
-
-
 # -- features on disk
 
 
@@ -383,29 +348,3 @@ def features_file(folder: Path, name: str) -> Path:
 def read_features(path: Path) -> Fitted:
     """What `prepare` left. Raises InputError naming a damaged file."""
     return read_npz(path, {"x": ("f", "nd"), "made_from": ("U", "")}, "delete it, and it is made again")
-
-
-def named_runs(runs: Sequence[Run]) -> dict[str, list[Representation]]:
-    """Finished runs as representations, named after their folders without the seed: its runs are variants."""
-    found: dict[str, list[Representation]] = {}
-    for run in runs:
-        found.setdefault(run.name.removesuffix(f"-seed{run.config.seed}"), []).append(Student(run.folder))
-    return found
-
-
-def recorded_features(runs: Sequence[Run], source: Source) -> dict[str, list[np.ndarray]]:
-    """Name -> variants `[n, d]` of all steps, of what needs no simulator: pooled experts, teacher, runs.
-
-    Runs are named as `named_runs` says.
-    """
-    found = {PROPRIOCEPTION: [State().features(source)["x"]]}
-    gatherer, rows = Gatherer(source.data.samples), source.data.samples.teacher_rows
-    found[TEACHER] = [gatherer.teacher_embeddings(rows).astype(np.float32)]
-    for name, one in experts_alone(list(source.config.vis_roots)).items():
-        found[name] = [one.features(source)["x"]]
-    return found | {name: [one.features(source)["x"] for one in of] for name, of in named_runs(runs).items()}
-
-
-def told() -> dict[str, list[Representation]]:
-    """Ceiling and floor, which need no features: what is told everything, and what is told of the robot alone."""
-    return {FULL_STATE: [State(tuple(_STATE))], PROPRIOCEPTION: [State()]}

@@ -7,6 +7,7 @@ import pytest
 import toy
 
 from rgb2pc_lib import CompactConfig, InputError, train_compact
+from rgb2pc_lib.judging.loop.compared import line_up
 from rgb2pc_lib.judging.loop.representations import (
     CompactStudent,
     Pooled,
@@ -15,7 +16,6 @@ from rgb2pc_lib.judging.loop.representations import (
     Student,
     Teacher,
     features_file,
-    line_up,
     prepare,
     read_features,
 )
