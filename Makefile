@@ -8,7 +8,7 @@ EXPERTS := efficientnet xfeat daisy simdepth
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install features demo compact report test lab docs gallery record proof-data teacher simdepth tables bench clean
+.PHONY: help install features demo compact report test lab docs gallery record proof-data teacher simdepth tables proof bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  make \1\t/' | expand -t 18
@@ -24,7 +24,7 @@ $(VENV)/core: pyproject.toml constraints.txt requirements-nodeps.txt | $(BIN)/py
 	@touch $@
 
 $(VENV)/tests: $(VENV)/core
-	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,backbones,import,deploy,sim,docs,test]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,backbones,import,deploy,sim,loop,docs,test]'
 	@touch $@
 
 $(VENV)/sim: $(VENV)/core
@@ -100,6 +100,10 @@ STEPS ?= 800
 tables: proof-data  ## the tables of "What works": students judged and settings compared on `make proof-data` (3 hours)
 	$(BIN)/python tools/ablate.py --workspace data/proof.toml --out runs/ablations --steps $(STEPS)
 	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof --steps $(STEPS) --figure proof
+
+LOOP := $(BIN)/python tools/proof.py $(if $(QUICK),--quick,--steps $(STEPS)) $(LOOP_FLAGS)
+proof: $(if $(QUICK),features $(VENV)/sim,tables)  ## the closed loop: roll out policies on every representation (4 hours; QUICK=1: 5 minutes)
+	$(LOOP)
 
 clean:  ## remove what was derived: caches, runs and the site
 	rm -rf data/cache runs site

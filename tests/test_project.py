@@ -15,6 +15,7 @@ from rgb2pc_lib.data.workspace import PROJECT
 ROOMS = [  # arrows run downwards: a room imports from itself and from the rows below, never from above or beside it
     ["views/widgets"],
     ["views"],
+    ["judging/loop"],
     ["judging"],
     ["deploy", "checks"],
     ["encoders/clouds", "recordings"],

@@ -126,18 +126,30 @@ def _through_pixels(network: Compact, images: np.ndarray) -> torch.Tensor:
 def _through_experts(
     student: Student, encoders: dict[str, ImageEncoder], copy: str, window: int, stride: int, images: np.ndarray
 ) -> torch.Tensor:
-    device = next(student.parameters()).device
+    return student(*live_tokens(encoders, images, None, copy, window, stride)).embedding
+
+
+def live_tokens(
+    encoders: dict[str, ImageEncoder], images: np.ndarray, at: np.ndarray | None = None, copy: str = "middle",
+    window: int = 8, stride: int = 8,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:  # fmt: skip
+    """What a batch gathered from packs would hold of frames `[B, H, W, 3]` uint8, up to the packs' rounding.
+
+    Returns tokens (expert -> `[B, K, C]`), present `[B, K, M]` and positions `[B, K, 2]`, at the places `at` `[K, 2]`;
+    without them at those where steps are embedded (`embedding_lattice` of the finest of these experts' grids).
+    """
     views = {name: encoder.view(*images.shape[1:3]) for name, encoder in encoders.items()}
-    at = embedding_lattice(max((view.grid for view in views.values()), key=math.prod))  # [K, 2]
+    if at is None:
+        at = embedding_lattice(max((view.grid for view in views.values()), key=math.prod))
+    grids = {name: _one_copy(encoder, images, copy, window, stride) for name, encoder in encoders.items()}
+    device = next(iter(grids.values())).device
     tokens, present = {}, torch.ones(len(images), len(at), len(encoders), dtype=torch.bool, device=device)
-    for m, (name, encoder) in enumerate(encoders.items()):
-        grids = _one_copy(encoder, images, copy, window, stride).to(device)  # [B, Hf, Wf, C]
+    for m, (name, grid) in enumerate(grids.items()):  # [B, Hf, Wf, C]
         view = views[name]
         cells = torch.from_numpy(Layout(view.grid, view.box).cells(at)).to(device)  # [K]
-        tokens[name] = grids.flatten(1, 2)[:, cells.clamp(min=0)]  # [B, K, C]
+        tokens[name] = grid.flatten(1, 2)[:, cells.clamp(min=0)]  # [B, K, C]
         present[:, :, m] &= cells >= 0
-    positions = torch.tensor(at, dtype=torch.float32, device=device).expand(len(images), -1, -1)
-    return student(tokens, present, positions).embedding
+    return tokens, present, torch.tensor(at, dtype=torch.float32, device=device).expand(len(images), -1, -1)
 
 
 def _one_copy(encoder: ImageEncoder, images: np.ndarray, copy: str, window: int, stride: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
+from rgb2pc_lib.errors import InputError
 
 LOWER_IS_BETTER = ("median rank", "tcp cm", "object cm")
 PROBES = ("tcp", "left tcp", "right tcp", "object", "tcp-object", "distance", "opening", "progress")
@@ -28,7 +29,7 @@ def load_targets(root: Path, keys: pd.DataFrame) -> dict[str, np.ndarray]:
     Positions are turned into the frame of the clouds (metres): a camera-frame cloud cannot know where the world is.
     Targets are those that every episode has. Raises InputError naming the file when an episode or a step is missing.
     """
-    return _common(root, keys, _targets)
+    return from_states(root, keys, _targets)
 
 
 _OWN = ("own tcp", "own opening")
@@ -40,13 +41,16 @@ def load_answers(root: Path, keys: pd.DataFrame) -> tuple[dict[str, np.ndarray],
     The robot knows its tcp (m, in its own frame) and its opening (m): `[n, 4]`. The look is whether an episode's is
     randomised: `[n]` bool. Either is None where it is not recorded of every episode.
     """
-    found = _common(root, keys, lambda *state: _targets(*state) | _own(*state) | _look(*state))
+    found = from_states(root, keys, lambda *state: _targets(*state) | _own(*state) | _look(*state))
     own = np.concatenate([found[k] for k in _OWN], 1) if set(_OWN) <= found.keys() else None
     return {k: found[k] for k in PROBES if k in found}, own, found.get("randomised")
 
 
-def _common(root: Path, keys: pd.DataFrame, read) -> dict[str, np.ndarray]:
-    """`read(state, rows, file)` of every episode, in the order of the keys; only what all episodes have."""
+def from_states(root: Path, keys: pd.DataFrame, read) -> dict[str, np.ndarray]:
+    """`read(state, rows, file)` -> name -> `[steps, ...]` of every episode, in the order of the keys.
+
+    Only what all episodes have. Raises InputError naming the file when an episode or a step is missing.
+    """
     parts: list[tuple[np.ndarray, dict]] = []
     for (task, episode), group in keys.groupby(["task", "episode"], sort=False):
         path = state_file(root, task, episode)
@@ -55,6 +59,11 @@ def _common(root: Path, keys: pd.DataFrame, read) -> dict[str, np.ndarray]:
         parts.append((group.index.to_numpy(), values))
     order = np.argsort(np.concatenate([index for index, _ in parts]))
     common = [k for k in parts[0][1] if all(k in values for _, values in parts)]
+    for name in common:
+        if len(widths := {values[name].shape[1:] for _, values in parts}) > 1:
+            raise InputError(
+                f"{root}: expected {name} of one width in all episodes, found {sorted(widths)}; judge them apart"
+            )
     return {k: np.concatenate([values[k] for _, values in parts])[order] for k in common}
 
 

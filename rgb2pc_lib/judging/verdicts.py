@@ -102,7 +102,7 @@ def gap_closed(long: pd.DataFrame, students=("weighted", "moe"), episodes: pd.Da
 def difference(episodes: pd.DataFrame, measure: str, one: str, other: str) -> tuple[float, float, float]:
     """R2 of one model minus that of another on the same episodes: mean, and a 95 % interval (as `gap_closed`)."""
     a, b = (_by_episode(episodes, measure, model) for model in (one, other))
-    drawn = _bootstrap(lambda rows, rng: _drawn_r2(a, rows, rng) - _drawn_r2(b, rows, rng), a)
+    drawn = bootstrap(lambda rows, rng: _drawn_r2(a, rows, rng) - _drawn_r2(b, rows, rng), a["task"])
     return (float(_r2(a).mean() - _r2(b).mean()), *np.percentile(drawn, [2.5, 97.5]).tolist())
 
 
@@ -113,7 +113,7 @@ def _resampled_gap(episodes, measure, student, best) -> tuple[float, float]:
         low, high = _drawn_r2(rival, rows, rng), _drawn_r2(teacher, rows, rng)
         return (_drawn_r2(ours, rows, rng) - low) / (high - low) if high > low else np.nan
 
-    low, high = np.nanpercentile(_bootstrap(closed, ours), [2.5, 97.5])
+    low, high = np.nanpercentile(bootstrap(closed, ours["task"]), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -138,10 +138,10 @@ def _drawn_r2(one: dict, rows: np.ndarray, rng: np.random.Generator) -> float:
     return float(1 - one["error"][seeds][:, rows].sum(1).mean() / one["around"][rows].sum())
 
 
-def _bootstrap(figure, one: dict) -> np.ndarray:
+def bootstrap(figure, tasks: np.ndarray) -> np.ndarray:
     """`figure(rows of drawn episodes, generator)`, many times; episodes are drawn with replacement within each task."""
     rng = np.random.default_rng(0)
-    groups = [np.flatnonzero(one["task"] == t) for t in dict.fromkeys(one["task"])]
+    groups = [np.flatnonzero(tasks == t) for t in dict.fromkeys(tasks)]
     return np.array([figure(np.concatenate([rng.choice(g, len(g)) for g in groups]), rng) for _ in range(_DRAWS)])
 
 

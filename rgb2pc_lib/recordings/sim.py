@@ -164,6 +164,15 @@ class Episode:
         return bool(self.state["success"])
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What one look at a scene gives: its image, its cloud where that was asked for, and its state."""
+
+    image: np.ndarray  # uint8 [H, W, 3]
+    cloud: Cloud | None
+    state: dict[str, np.ndarray]  # of a state file, one step: tcp [3], object [3], opening, joint, goal [3], ...
+
+
 def task_name(name: str) -> str:
     """A Meta-World task without its version suffix.
 
@@ -176,9 +185,10 @@ def task_name(name: str) -> str:
 
 
 class Scene:
-    """One task with our camera in it; ``record`` rolls out its expert."""
+    """One task with our camera in it; ``record`` rolls out its expert, ``begin``, ``look`` and ``act`` anybody."""
 
     renderer: Any = None  # mujoco's
+    _points: np.random.Generator  # which pixels become points, of the episode that was begun last
 
     def __init__(self, task: str, config: RecordConfig = STANDARD):
         self.task = task_name(task)
@@ -214,10 +224,7 @@ class Scene:
 
     def record(self, seed: int, randomise: Randomise = FIXED) -> Episode:
         """Roll out the expert from ``seed``; the kept steps are rendered if it succeeds."""
-        stream = [seed, zlib.crc32(self.task.encode())]
-        self._set_looks(np.random.default_rng([*stream, 0]), randomise)
-        rng = np.random.default_rng([*stream, 1])  # which pixels become points
-        snapshots, success = self._roll_out(seed)
+        snapshots, success = self._roll_out(self.begin(seed, randomise))
         last = len(snapshots) - 1
         kept = np.unique(np.linspace(0, last, self.config.steps).round().astype(int))
         images, clouds, labels, rows = [], [], [], []
@@ -225,7 +232,7 @@ class Scene:
             self._restore(snapshots[index])
             rows.append(self._state() | {"action": snapshots[index]["action"]})
             if success:
-                image, cloud = self._observe(rng)
+                image, cloud = self._observe()
                 images.append(image)
                 clouds.append(cloud)
                 labels.append(self._labels(cloud))
@@ -247,10 +254,35 @@ class Scene:
         }
         return Episode(images, clouds, state)
 
-    def _roll_out(self, seed: int) -> tuple[list[dict], bool]:
-        expert = EXPERTS[f"{self.task}-v3"]()
+    # ------------------------------------------------------------------ one roll-out, driven from outside
+
+    def begin(self, seed: int, randomise: Randomise | bool = FIXED) -> np.ndarray:
+        """Set the look and the placement of ``seed``, as ``record`` does; Meta-World's own observation of it.
+
+        ``randomise``: how strongly the look varies; True is the documented range, False leaves it as it is.
+        """
+        stream = [seed, zlib.crc32(self.task.encode())]
+        looks = randomise if isinstance(randomise, Randomise) else RANDOM if randomise else FIXED
+        self._set_looks(np.random.default_rng([*stream, 0]), looks)
+        self._points = np.random.default_rng([*stream, 1])
         self.env.seed(seed)
         observation, _ = self.env.reset()
+        return observation
+
+    def look(self, cloud: bool = True) -> Seen:
+        """What is seen and known now; a cloud costs a second rendering."""
+        self._refresh()
+        state = self._state() | {"goal": np.asarray(self.env._target_pos, np.float32)}
+        image, points = self._observe() if cloud else (self._draw(), None)
+        return Seen(image, points, state)
+
+    def act(self, action: np.ndarray) -> bool:
+        """One control step with an action `[4]`, clipped to -1 to 1; whether Meta-World calls the task solved."""
+        *_, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
+        return bool(info["success"] > 0)
+
+    def _roll_out(self, observation: np.ndarray) -> tuple[list[dict], bool]:
+        expert = EXPERTS[f"{self.task}-v3"]()
         snapshots: list[dict[str, np.ndarray]] = []
         stop = self.config.max_length
         success = False
@@ -267,6 +299,10 @@ class Scene:
     def _restore(self, snapshot: dict) -> None:
         for name in ("qpos", "qvel", "mocap_pos"):
             getattr(self.data, name)[:] = snapshot[name]
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring what depends on the positions up to them: a control step leaves it a little behind."""
         mujoco.mj_forward(self.model, self.data)
         for name, position in self.env._target_site_config:  # Meta-World moves goal markers by hand
             self.env._set_pos_site(name, position)
@@ -297,12 +333,12 @@ class Scene:
         world_to_camera[:3, 3] = -rotation.T @ self.data.cam_xpos[camera.id]
         return K, world_to_camera
 
-    def _observe(self, rng: np.random.Generator) -> tuple[np.ndarray, Cloud]:
+    def _observe(self) -> tuple[np.ndarray, Cloud]:
         image = self._draw()
         self.renderer.enable_depth_rendering()
         depth = self._draw()
         self.renderer.disable_depth_rendering()
-        return image, self._sample_cloud(image, depth, rng)
+        return image, self._sample_cloud(image, depth, self._points)
 
     def _labels(self, cloud: Cloud) -> np.ndarray:
         """What the simulator says each point belongs to, uint8 [N]: indices into ``LABELS``."""
@@ -531,20 +567,22 @@ def record_task(
             scene.close()
 
 
+def config_of(root: Path, task: str, name: str) -> dict[str, Any]:
+    """What a finished episode's files tell of the `RecordConfig` behind them: `frame`, `size` and `points`."""
+    state = read_state(root / "state" / task / f"{name}.npz")
+    cloud = read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")
+    return {"frame": str(state["frame"]), "size": round(2 * float(state["K"][0, 2])), "points": len(cloud)}
+
+
 def _check_finished(root: Path, task: str, name: str, looks: Randomise, config: RecordConfig) -> int:
     """The seed of a finished episode, which must have been recorded with the same settings."""
     path = root / "state" / task / f"{name}.npz"
     state = read_state(path)
     wanted = {"randomised": ("b", ""), "frame": ("U", ""), "K": ("f", "33"), "seed": ("iu", ""), "time": ("iuf", "S")}
     check_npz(path, state, wanted, "delete it, and the episode is recorded again")
-    found = {
-        "randomised": bool(state["randomised"]),
-        "frame": str(state["frame"]),
-        "size": round(2 * float(state["K"][0, 2])),
-        "steps": len(state["steps"]),
-        "images": len(steps_of(root / "rgb" / task / name, IMAGES)),
-        "points": len(read_ply(root / "clouds" / task / name / f"{state['steps'][0]}.ply")),
-    }
+    found = config_of(root, task, name)
+    found |= {"randomised": bool(state["randomised"]), "steps": len(state["steps"])}
+    found["images"] = len(steps_of(root / "rgb" / task / name, IMAGES))
     asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
     asked["randomised"] = bool(looks)
     asked["images"] = len(state["steps"])

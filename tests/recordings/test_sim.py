@@ -244,3 +244,34 @@ def test_a_thin_ring_is_not_lost_in_its_cloud():
 @pytest.mark.parametrize("randomise, random", [("fixed", 0), ("half", 4), ("mostly", 6), ("random", 8)])
 def test_how_many_looks_are_random(randomise, random):
     assert sum(index % 4 in sim.LOOKS[randomise] for index in range(8)) == random
+
+
+def test_driven_from_outside_it_shows_what_was_recorded(scene, episode):
+    """Whoever acts as the expert did sees what was recorded, to the last pixel and point."""
+    kept = dict(zip(episode.state["time"].tolist(), range(len(episode.images)), strict=True))
+    scene.begin(3, True)
+    solved = False
+    for time, action in enumerate(episode.state["actions"]):
+        if time in kept:
+            seen = scene.look()
+            image, cloud = episode.images[kept[time]], episode.clouds[kept[time]]
+            np.testing.assert_array_equal(seen.image, image)
+            np.testing.assert_array_equal(seen.cloud.uv, cloud.uv)
+            np.testing.assert_array_equal(seen.cloud.xyz, cloud.xyz)
+            for name in ("tcp", "object", "opening", "joint"):
+                np.testing.assert_allclose(seen.state[name], episode.state[name][kept[time]], atol=1e-6)
+            np.testing.assert_array_equal(seen.state["goal"], episode.state["goal"])
+        solved = scene.act(action) or solved
+    assert solved
+    scene.begin(3, False)
+    plain = scene.look(cloud=False)
+    assert plain.cloud is None and np.mean(plain.image != episode.images[0]) > 0.3
+
+
+def test_actions_are_cut_to_what_the_robot_takes(scene):
+    scene.begin(3)
+    scene.act(np.array([9.0, 0, 0, 0]))
+    far = scene.look(cloud=False).state["tcp"]
+    scene.begin(3)
+    scene.act(np.array([1.0, 0, 0, 0]))
+    np.testing.assert_allclose(scene.look(cloud=False).state["tcp"], far, atol=1e-7)

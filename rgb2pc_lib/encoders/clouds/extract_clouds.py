@@ -94,8 +94,13 @@ def read_cloud(path: Path, grey: float = GREY) -> tuple[np.ndarray, Cloud]:
     cloud = read_ply(path)
     if not len(cloud):
         raise InputError(f"{path}: expected points, found an empty cloud; remove the file, or record the step again")
+    return cloud_points(cloud, grey), cloud
+
+
+def cloud_points(cloud: Cloud, grey: float = GREY) -> np.ndarray:
+    """A cloud as an encoder takes it, `[N, 6]` float32: xyz (m) and rgb (0 to 1, `grey` where there is none)."""
     rgb = np.full_like(cloud.xyz, grey) if cloud.rgb is None else cloud.rgb.astype(np.float32) / 255
-    return np.concatenate([cloud.xyz, rgb], 1), cloud
+    return np.concatenate([cloud.xyz, rgb], 1)
 
 
 def sample_points(number: int, most: int | None, cloud: str) -> np.ndarray:

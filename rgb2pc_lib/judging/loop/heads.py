@@ -1,0 +1,113 @@
+"""Policy heads: a frozen representation and what the robot knows of itself in, the next few actions out.
+
+The same small network for every representation, trained by behaviour cloning on one task's demonstrations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rgb2pc_lib.learning.models import initialise
+
+Head = Callable[[np.ndarray], np.ndarray]  # [B, d] -> [B, H, A]
+_FARTHEST = 5.0  # standard deviations: what is farther from the training steps is taken to be so far
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How a head is trained; the same for all that are compared."""
+
+    steps: int = 2000
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    hidden: int = 256  # width of its two hidden layers
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Numbers in units of their spread over training steps, and back."""
+
+    mean: np.ndarray  # [d]
+    spread: np.ndarray  # [d], of what hardly changes a thousandth of the usual spread
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Scale:
+        """That of training steps `[n, d]`."""
+        spread = x.std(0)
+        return cls(x.mean(0), np.maximum(spread, 1e-3 * max(spread.mean() if len(spread) else 0, 1e-9)))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """`[..., d]` as float32, cut off far outside what training saw."""
+        return ((x - self.mean) / self.spread).clip(-_FARTHEST, _FARTHEST).astype(np.float32)
+
+    def back(self, x: np.ndarray) -> np.ndarray:
+        return x * self.spread + self.mean
+
+
+def mlp(inputs: int, outputs: int, hidden: int, generator: torch.Generator) -> nn.Sequential:
+    """Two hidden layers, every weight from the generator."""
+    layers = nn.Sequential(
+        nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, outputs)
+    )
+    initialise(layers, generator)
+    return layers
+
+
+def train_head(x: np.ndarray, actions: np.ndarray, seed: int, settings: HeadSettings = HeadSettings()) -> Head:  # noqa: B008
+    """A head from features `[n, d]` (what the robot knows of itself among them) and chunks `[n, H, A]` of one task.
+
+    Features and actions are standardised over these steps; the loss is the mean squared error. Every draw comes from
+    the seed.
+
+    >>> x = np.linspace(-1, 1, 64)[:, None]
+    >>> head = train_head(x, np.repeat(x[:, None], 2, 1), seed=0, settings=HeadSettings(steps=300))
+    >>> head(np.array([[0.5]])).shape, bool(abs(head(np.array([[0.5]])) - 0.5).max() < 0.1)
+    ((1, 2, 1), True)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scale, told = Scale.of(x), Scale.of(actions.reshape(len(actions), -1))
+    network = mlp(x.shape[1], told.mean.size, settings.hidden, generator)
+    seen, wanted = (torch.from_numpy(s) for s in (scale(x), told(actions.reshape(len(actions), -1))))
+    fit(network, lambda rows: (network(seen[rows]) - wanted[rows]).square().mean(), len(x), settings, generator)
+
+    @torch.no_grad()
+    def head(features: np.ndarray) -> np.ndarray:
+        found = network(torch.from_numpy(scale(features))).numpy()
+        return told.back(found).reshape(len(features), *actions.shape[1:])
+
+    return head
+
+
+def fit(
+    network: nn.Module, loss: Callable[[Tensor], Tensor], n: int, settings: HeadSettings, generator: torch.Generator
+) -> None:
+    """`settings.steps` steps of AdamW on `loss(rows of a batch)`, its rate falling to zero, then evaluation mode."""
+    optimiser = torch.optim.AdamW(network.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    for _ in range(settings.steps):
+        value = loss(torch.randint(n, (min(settings.batch_size, n),), generator=generator))
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        rate.step()
+    network.eval()
+
+
+def action_error(found: np.ndarray, actions: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """How far chunks `[n, H, A]` are from those of the demonstrations, `[n]`.
+
+    The mean absolute error of an action, in standard deviations `spread` `[A]` of that action over training steps.
+    """
+    return (np.abs(found - actions) / spread).mean((1, 2))
+
+
+def action_spread(actions: np.ndarray) -> np.ndarray:
+    """Standard deviation `[A]` of every action over chunks `[n, H, A]`; 1 for one that never changes."""
+    spread = actions.std((0, 1))
+    return np.where(spread > 1e-6, spread, 1.0)

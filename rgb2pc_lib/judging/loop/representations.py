@@ -1,0 +1,350 @@
+"""Representations, each made in two ways that agree: of the demonstrations' recorded steps, and live of what is seen.
+
+What is fitted on the way (principal components of training steps) is kept in the features' file, so that a live look
+goes through the very same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rgb2pc_lib.data.files.guarded import read_npz
+from rgb2pc_lib.data.files.writing import write_atomic
+from rgb2pc_lib.data.listing import IMAGES
+from rgb2pc_lib.data.listing import steps as list_steps
+from rgb2pc_lib.data.packs import load_torch
+from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, lattice, ordered_plans
+from rgb2pc_lib.data.teacher import AGAIN, pooled
+from rgb2pc_lib.deploy.compact import CompactRun, open_run
+from rgb2pc_lib.deploy.compress import embed_pixels
+from rgb2pc_lib.deploy.embed import Embedder, live_tokens
+from rgb2pc_lib.deploy.frames import frame_cache
+from rgb2pc_lib.encoders.clouds.extract_clouds import cloud_points, load_cloud_encoder
+from rgb2pc_lib.encoders.images import load_encoder
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
+from rgb2pc_lib.judging.loop.scenes import Compression, Seen
+from rgb2pc_lib.judging.probes import from_states
+from rgb2pc_lib.judging.rivals import block_means, fit_components, pooled_blocks
+from rgb2pc_lib.learning.prepare import Data, pick_device
+from rgb2pc_lib.learning.runs import Config, Run
+
+SIDES = (1, 4)  # blocks of the image along each side, of pooled experts
+STATE = {"object": 3, "goal": 3, "joint": 1}  # beside the robot's own, which every head is told
+Fitted = dict[str, np.ndarray]
+Live = Callable[[Sequence[Seen]], np.ndarray]  # B looks -> [B, d] float32
+
+
+@dataclass(frozen=True)
+class Source:
+    """The demonstrations' data, opened once for all representations."""
+
+    config: Config
+    data: Data
+    demonstrations: Demonstrations
+
+    @cached_property
+    def steps(self) -> list[tuple[str, str, str]]:
+        """Task, episode and step of each, n times."""
+        keys = self.demonstrations.keys
+        return list(zip(keys["task"], keys["episode"], keys["step"], strict=True))
+
+    @cached_property
+    def frames(self) -> list[Path]:
+        """The recorded RGB frame of each step. Raises InputError where one is missing."""
+        root = self.config.workspace.root("rgb")
+        found = {(*key, step): path for key, steps in list_steps(root, IMAGES).items() for step, path in steps.items()}
+        if missing := [key for key in self.steps if key not in found]:
+            raise InputError(f"{root}: no frame of {len(missing)} steps, such as {'/'.join(missing[0])}; record them")
+        return [found[key] for key in self.steps]
+
+    @cached_property
+    def pooled(self) -> dict[int, dict[str, np.ndarray]]:
+        """Blocks a side -> expert -> `[n, blocks * C]`, from one reading of the packs."""
+        return pooled_blocks(self.data, SIDES)
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells these steps from others."""
+        return hashlib.sha256(self.demonstrations.keys.to_csv(index=False).encode()).hexdigest()[:16]
+
+    @cached_property
+    def compression(self) -> Compression:
+        """That of the recorded frames."""
+        return Compression.of(self.frames[0])
+
+
+class Representation(Hashable, Protocol):
+    """One way to turn a step, recorded or live, into a vector."""
+
+    cloud: bool  # whether a live look needs a cloud
+
+    def made_from(self, source: Source) -> str:
+        """What tells its features from others': of the same text, the same features."""
+
+    def features(self, source: Source) -> Fitted:
+        """`x` `[n, d]` float32 of all demonstrations' steps, and what a live look needs besides."""
+
+    def live(self, fitted: Fitted, compression: Compression) -> Live:
+        """How the same is made of what is seen now; its networks are loaded here."""
+
+
+# -- what needs no network
+
+
+@dataclass(frozen=True)
+class State:
+    """Arrays of the state files: with none this is what the robot knows of itself, which every head is told anyway."""
+
+    names: tuple[str, ...] = ()
+    cloud = False
+
+    def made_from(self, source: Source) -> str:
+        return f"state {' '.join(self.names)} {source.digest}"
+
+    def features(self, source: Source) -> Fitted:
+        keys, root = source.demonstrations.keys, source.config.workspace.root("state")
+        found = from_states(root, keys, lambda state, rows, _: {k: _per_step(k, state, rows) for k in self._of(state)})
+        missing = [k for k in self.names if k not in found]
+        if missing:
+            raise InputError(f"{root}: expected {', '.join(missing)} in every episode's file; leave it out")
+        return {"x": self._joined([found[k] for k in self.names], len(keys))}
+
+    def _of(self, state):
+        return [k for k in self.names if k in state]
+
+    def _joined(self, parts, n):
+        return np.nan_to_num(np.concatenate([*parts, np.zeros((n, 0))], 1)).astype(np.float32)
+
+    def live(self, fitted: Fitted, compression: Compression) -> Live:
+        def through(seen: Sequence[Seen]) -> np.ndarray:
+            parts = [np.stack([np.reshape(s.state[k], -1) for s in seen]) for k in self.names]
+            return self._joined(parts, len(seen))
+
+        return through
+
+
+def _per_step(name: str, state: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Of an episode's array, one value a step or one for all, those of some steps: `[s, d]`."""
+    array = state[name]
+    if array.ndim == 1 and STATE[name] > 1:  # a place that stays
+        return np.broadcast_to(array, (len(rows), len(array)))
+    return array[rows].reshape(len(rows), -1)
+
+
+# -- through the project's own networks
+
+
+@dataclass(frozen=True)
+class Student:
+    """The embedding of a finished run."""
+
+    folder: Path
+    cloud = False
+
+    def made_from(self, source: Source) -> str:
+        return f"{weights_digest(self.folder)} {source.digest}"
+
+    def features(self, source: Source) -> Fitted:
+        found = Run.open(self.folder).embeddings_of_all()
+        row = {key: i for i, key in enumerate(zip(found["task"], found["episode"], found["step"], strict=True))}
+        lacking = [key for key in source.steps if key not in row]
+        if lacking:
+            raise InputError(
+                f"{self.folder}: expected embeddings of {len(source.steps)} steps, found none of {len(lacking)}, such "
+                f"as {'/'.join(lacking[0])}; train it on this workspace"
+            )
+        return {"x": found["student"][[row[key] for key in source.steps]].astype(np.float32)}
+
+    def live(self, fitted: Fitted, compression: Compression) -> Live:
+        embedder = Embedder.from_run(self.folder)
+        if embedder.together:
+            raise InputError(f"{self.folder}: has an expert that sees several frames at once, which no robot has yet")
+        return lambda seen: embedder(np.stack([compression(s.image) for s in seen]))
+
+
+@dataclass(frozen=True)
+class CompactStudent(Student):
+    """The embedding of a compact student, which is made from the recorded frames anew."""
+
+    def features(self, source: Source) -> Fitted:
+        network = CompactRun.open(self.folder).compact()
+        pixels = frame_cache(source.frames, network.size)
+        return {"x": embed_pixels(network, pixels, np.arange(len(pixels)))}
+
+
+@dataclass(frozen=True)
+class SpatialTokens:
+    """A run's spatial tokens, flattened, as so many principal components of the training steps."""
+
+    folder: Path
+    side: int = 4
+    width: int = 256
+    cloud = False
+
+    def made_from(self, source: Source) -> str:
+        return f"spatial {self.side} {self.width} {weights_digest(self.folder)} {source.digest}"
+
+    def features(self, source: Source) -> Fitted:
+        run, samples = Run.open(self.folder), source.data.samples
+        student, _ = run.student()
+        at = embedding_lattice(samples.pairing.finest_grid)
+        plans = ordered_plans(samples, np.arange(len(samples)), 32, at)
+        rows = []
+        with torch.no_grad():
+            for b in Gatherer(samples, run.config.frame_copy).run(plans):
+                tokens = {name: b.tokens[name] for name in student.experts}
+                order = [list(samples.expert_rows).index(name) for name in student.experts]
+                found, _ = student.spatial(tokens, b.present[:, :, order], b.positions, self.side)
+                rows.append(found.flatten(1).numpy())
+        return _reduced(np.concatenate(rows), self.width, source) | {"at": at}
+
+    def live(self, fitted: Fitted, compression: Compression) -> Live:
+        run, on = Run.open(self.folder), pick_device("auto")
+        student = run.student()[0].to(on)
+        encoders = {name: _single(load_encoder(name, str(on))) for name in student.experts}
+
+        @torch.no_grad()
+        def through(seen: Sequence[Seen]) -> np.ndarray:
+            images = np.stack([compression(s.image) for s in seen])
+            found, _ = student.spatial(*live_tokens(encoders, images, fitted["at"]), side=self.side)
+            return _reduce(found.flatten(1).cpu().numpy(), fitted)
+
+        return through
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Experts' own tokens, averaged over the image or its blocks; with a width as so many principal components."""
+
+    experts: tuple[str, ...]
+    side: int = 1
+    width: int | None = None
+    cloud = False
+
+    def made_from(self, source: Source) -> str:
+        packs = source.data.samples.pairing.packs
+        stats = [p.path.stat() for name in self.experts for p in packs[name].values()]
+        size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+        said = f"{' '.join(self.experts)} {self.side} {self.width} {source.data.samples.pairing.finest_grid}"
+        return f"pooled {said} {size} {changed} {source.digest}"
+
+    def features(self, source: Source) -> Fitted:
+        found = source.pooled[self.side]
+        x = np.concatenate([found[name] for name in self.experts], 1)
+        at = lattice(source.data.samples.pairing.finest_grid)
+        return ({"x": x.astype(np.float32)} if self.width is None else _reduced(x, self.width, source)) | {"at": at}
+
+    def live(self, fitted: Fitted, compression: Compression) -> Live:
+        on = pick_device("auto")
+        encoders = {name: _single(load_encoder(name, str(on))) for name in self.experts}
+        at = fitted["at"]
+
+        def through(seen: Sequence[Seen]) -> np.ndarray:
+            tokens, present, _ = live_tokens(encoders, np.stack([compression(s.image) for s in seen]), at)
+            means = [
+                block_means(tokens[name], present[:, :, m : m + 1], at, self.side)
+                for m, name in enumerate(self.experts)
+            ]
+            return _reduce(np.concatenate(means, 1), fitted)
+
+        return through
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The point encoder on the cloud, its points' features pooled as the students' teacher was."""
+
+    encoder: str = "pointnet"
+    weights: Path | None = None
+    pooling: str = "mean"
+    cloud = True
+
+    def made_from(self, source: Source) -> str:
+        files = source.data.samples.pairing.teacher
+        stats = [f.path.stat() for steps in files.values() for f in steps.values()]
+        size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+        return f"teacher {self.encoder} {self.pooling} {size} {changed} {source.digest}"
+
+    def features(self, source: Source) -> Fitted:
+        samples = source.data.samples
+        file = next(iter(next(iter(samples.pairing.teacher.values())).values()))
+        made_by = load_torch(file.path, AGAIN, again=AGAIN).get("encoder") if file.row is None else None
+        expected = load_cloud_encoder(self.encoder, self.weights).made_by
+        if made_by != expected:
+            raise InputError(
+                f"{file.path}: expected features of {self.encoder} ({expected}), which is here to look at live clouds, "
+                f"found those of {made_by or 'an encoder without a name'}; extract them with tools/extract_teacher.py"
+            )
+        gatherer = Gatherer(samples, teacher_pooling=self.pooling)
+        return {"x": gatherer.teacher_embeddings(samples.teacher_rows).astype(np.float32)}
+
+    def live(self, fitted: Fitted, compression: Compression) -> Live:
+        encoder = load_cloud_encoder(self.encoder, self.weights, str(pick_device("auto")))
+
+        @torch.inference_mode()
+        def through(seen: Sequence[Seen]) -> np.ndarray:
+            points = torch.from_numpy(np.stack([cloud_points(s.cloud, encoder.grey) for s in seen if s.cloud]))
+            found = encoder.features(points.to(encoder.device))["pc_feat"]
+            stored = found.half().float().cpu().numpy()  # as the teacher's files hold them
+            return np.stack([pooled(one, self.pooling) for one in stored])
+
+        return through
+
+
+def _single(encoder):
+    if encoder.together:
+        raise InputError(f"expert '{encoder.name}': sees several frames at once, which no robot has yet; leave it out")
+    return encoder
+
+
+def _reduced(x: np.ndarray, width: int, source: Source) -> Fitted:
+    pca = fit_components(x, width, source.demonstrations.training)
+    fitted = {"mean": pca.mean_.astype(np.float32), "components": pca.components_.astype(np.float32)}
+    return {"x": _reduce(x, fitted)} | fitted
+
+
+def _reduce(x: np.ndarray, fitted: Fitted) -> np.ndarray:
+    """Features `[B, C]` as the principal components that were fitted, if any."""
+    x = x.astype(np.float32)
+    return (x - fitted["mean"]) @ fitted["components"].T if "components" in fitted else x
+
+
+def weights_digest(folder: Path) -> str:
+    run = open_run(folder)
+    if not run.finished:
+        raise InputError(f"{folder}: the run is unfinished; continue it with --resume")
+    return hashlib.sha256(run.file("model.safetensors").read_bytes()).hexdigest()[:16]
+
+
+# -- features on disk
+
+
+def prepare(name: str, one: Representation, source: Source, folder: Path) -> str:
+    """Leave its features in `folder`, unless they are there; a digest of them."""
+    made_from, path = one.made_from(source), features_file(folder, name)
+    if not path.exists() or str(read_features(path)["made_from"]) != made_from:
+        found: dict[str, Any] = {**one.features(source), "made_from": np.array(made_from)}
+        write_atomic(path, lambda p: np.savez(p, **found))
+    digest = hashlib.sha256()
+    for key, array in sorted(read_features(path).items()):
+        if key != "made_from":
+            digest.update(key.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def features_file(folder: Path, name: str) -> Path:
+    return folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.npz"
+
+
+def read_features(path: Path) -> Fitted:
+    """What `prepare` left. Raises InputError naming a damaged file."""
+    return read_npz(path, {"x": ("f", "nd"), "made_from": ("U", "")}, "delete it, and it is made again")
