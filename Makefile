@@ -96,7 +96,7 @@ simdepth: $(VENV)/sim  ## train the geometry expert anew on the same recordings,
 	$(OTHER_SEEDS)
 	$(BIN)/python tools/train_simdepth.py
 
-STEPS ?= 1200
+STEPS ?= 800
 tables: proof-data  ## the tables of "What works": students judged and settings compared on `make proof-data` (3 hours)
 	$(BIN)/python tools/ablate.py --workspace data/proof.toml --out runs/ablations --steps $(STEPS)
 	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof --steps $(STEPS) --figure proof

@@ -20,7 +20,7 @@ from rgb2pc_lib.learning.runs import Config, build_student
 
 CHANNELS = {name: c for name, (_, _, c) in EXPERTS.items()}
 PEAK = 2048  # side of the square matrices whose product tells the peak
-TARGET, WAIT = 0.65, 0.02
+TARGET, TWO_THREADS, WAIT = 0.65, 0.75, 0.02
 
 
 def flops(config: Config) -> float:
@@ -34,7 +34,7 @@ def flops(config: Config) -> float:
 
 
 def learner_for(gatherer, tokens: int, fusion: str, amp: bool) -> Learner:
-    config = Config(fusion=fusion, amp=amp, batch_size=B, student_tokens=tokens, steps=1000)
+    config = Config(fusion=fusion, amp="on" if amp else "off", batch_size=B, student_tokens=tokens, steps=1000)
     mean = torch.from_numpy(gatherer.table.mean(0))
     return Learner(Distillation(config, build_student(config, CHANNELS, TEACHER), mean, gatherer.samples))
 
@@ -47,11 +47,13 @@ def rows(data: Data, rounds: int, small: int):
         (64, "moe", True), (256, "moe", True), (256, "weighted", False), (256, "moe", False),
     ):  # fmt: skip
         yield from _step(gatherer, tokens, fusion, amp, rounds)
+    yield from _two_threads(gatherer, rounds)
     yield from _waiting(data, small)
     yield from _embedding(data, small)
 
 
-def _step(gatherer, tokens: int, fusion: str, amp: bool, rounds: int):
+def _shares(gatherer, tokens: int, fusion: str, amp: bool, rounds: int, clock) -> tuple[dict[str, float], float, float]:
+    """Seconds of a step and of a square product, the product's rate, and the step's share of it."""
     learner = learner_for(gatherer, tokens, fusion, amp)
     batch = gatherer.gather(planner(gatherer.samples, tokens)(0), {})
     dtype = torch.bfloat16 if amp else torch.float32
@@ -59,14 +61,31 @@ def _step(gatherer, tokens: int, fusion: str, amp: bool, rounds: int):
     works = {"peak": lambda _: a @ b, "step": lambda n: learner.step(n, iter([batch]))}
     for work in works.values():
         work(0)
-    seconds = in_turns(works, max(rounds * 512 // tokens, rounds), time.thread_time)
+    seconds = in_turns(works, rounds, clock)
     peak = 2 * PEAK**3 / seconds["peak"]
+    return seconds, peak, flops(learner.config) / seconds["step"] / peak
+
+
+def _step(gatherer, tokens: int, fusion: str, amp: bool, rounds: int):
+    rounds = max(rounds * 512 // tokens, rounds)
+    seconds, peak, share = _shares(gatherer, tokens, fusion, amp, rounds, time.thread_time)
     size = f"K={tokens}, {fusion}"
     kind = "bf16" if amp else "fp32"
     yield Row("train", f"{kind} matrix product, peak, GFLOP/s", size, peak / 1e9)
     yield Row("train", f"{kind} step, ms of processor time", size, seconds["step"] * 1e3)
     target = TARGET if amp and tokens <= 256 else None
-    yield Row("train", f"{kind} step / peak", size, flops(learner.config) / seconds["step"] / peak, target, True)
+    yield Row("train", f"{kind} step / peak", size, share, target, True)
+
+
+def _two_threads(gatherer, rounds: int):
+    """The step of a training that has two threads, by the wall clock: the second processor must not be busy."""
+    torch.set_num_threads(2)
+    try:
+        for fusion in ("weighted", "moe"):
+            _, _, share = _shares(gatherer, 256, fusion, False, rounds * 2, time.perf_counter)
+            yield Row("train", "fp32 step / peak, two threads, wall", f"K=256, {fusion}", share, TWO_THREADS, True)
+    finally:
+        torch.set_num_threads(1)
 
 
 def _waiting(data: Data, small: int, steps: int = 15):

@@ -15,7 +15,8 @@ import rgb2pc_lib
 
 PROJECT = Path(__file__).resolve().parents[1]
 LIBRARY = PROJECT / "rgb2pc_lib"
-PAGES = ["data/README.md", "data/teacher/README.md", "benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+CARDS = ["data/README.md", "data/teacher/README.md", "data/simdepth/README.md"]
+PAGES = [*CARDS, "benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 HOMES = {name: f"rgb2pc_lib.{home}" for name, home in rgb2pc_lib._HOME.items()}  # of the public names
 LINK = re.compile(r"(\]\()([^)\s#]+)")
 NAME = re.compile(r"^::: rgb2pc_lib\.(\w+)$", re.MULTILINE)

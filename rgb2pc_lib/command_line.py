@@ -28,13 +28,18 @@ def add_flag(parser: ArgumentParser, field: dataclasses.Field[Any], kind: type, 
         parser.add_argument(name, type=kind, default=default, metavar=kind.__name__.upper(), help=text)
 
 
-def run_resumable(main: Callable[[], None]) -> None:
-    """Run a tool whose work goes on when it is called again: bad input ends with status 2, Ctrl-C with 130."""
+def run_resumable(main: Callable[[], int | None]) -> None:
+    """Run a tool whose work goes on when it is called again: bad input ends with status 2, Ctrl-C with 130.
+
+    What `main` returns is the status otherwise.
+    """
     try:
-        main()
+        status = main()
     except (InputError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)
+    if status:
+        sys.exit(status)

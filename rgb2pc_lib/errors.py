@@ -23,6 +23,10 @@ class InputError(ValueError):
     """
 
 
+class CannotWriteError(InputError):
+    """Nothing more can be written, as on a full disk: work on many items stops here, rather than fail with each."""
+
+
 @functools.cache  # once a process, however often the file is read
 def tell(message: str) -> None:
     """Say something that a person should know and that stops nothing, as one line on stderr."""

@@ -137,7 +137,7 @@ def write_clouds(root, n=3, colour=True, points=20):
 def contents(folder: Path) -> dict:
     """Every file and folder below, with size, time of change and bytes: equal before and after means untouched."""
     return {
-        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
+        str(p.relative_to(folder)): (p.lstat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
         for p in sorted(folder.rglob("*"))
     }
 

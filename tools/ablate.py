@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from rgb2pc_lib import InputError, Workspace
+from rgb2pc_lib import InputError, Workspace, judged_config
 from rgb2pc_lib.data.workspace import PROJECT, RUNS
 from rgb2pc_lib.judging.ablations import QUESTIONS, answers, line_up
 from rgb2pc_lib.views.notebook import train_missing
@@ -32,13 +32,17 @@ def main(argv: list[str] | None = None) -> int:
                    help=f"of {', '.join(QUESTIONS)} (default: all)")  # fmt: skip
     p.add_argument("--teachers", nargs="+", default=[], type=_named, metavar="NAME=FOLDER",
                    help="other teachers' features of the same steps (tools/extract_teacher.py)")  # fmt: skip
+    p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+                   help="settings of the base, named as in tools/train_rgb2pc_distill.py")  # fmt: skip
+    p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--out", type=Path, default=RUNS / "ablations", help="folder of the runs (default: runs/ablations)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per answer (default: %(default)s)")
     p.add_argument("--steps", type=int, help="steps of each run (default: those of the judged runs)")
     a = p.parse_args(argv)
     try:
-        workspace = Workspace.load(a.workspace)
-        rows = line_up(workspace, a.only, a.seeds, a.out, a.steps, dict(a.teachers))
+        workspace = Workspace.load(a.workspace).excluding(a.exclude)
+        base = judged_config(workspace, a.steps).with_settings(a.set)
+        rows = line_up(base, a.only, a.seeds, a.out, dict(a.teachers))
         train_missing(rows)
         judged, table = answers(rows, workspace.state)
     except InputError as e:

@@ -4,7 +4,8 @@
     python tools/embed.py runs/judge/weighted-seed0 episode.mp4 --every 5 --out embeddings.parquet
 
 An .npz holds the arrays `names` and `embeddings` [n, E]; a .parquet the columns `name` and `embedding`. A frame of a
-video is named FILE#000012, counted from 0.
+video is named FILE#000012, counted from 0. A frame with a fault does not stop the others: all faults are listed at the
+end and in OUT.faults.txt, and the exit status is 2.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from rgb2pc_lib import Embedder, InputError
+from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.deploy.embed import embed_frames, save_embeddings
 
 
@@ -25,19 +27,19 @@ def main(argv=None) -> int:
     p.add_argument("--weights", nargs="+", default=[], metavar="NAME=PATH",
                    help="official weights of experts that do not bring their own")  # fmt: skip
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    a = p.parse_args(argv)
+    a, faults = p.parse_args(argv), Faults()
     try:
         weights = dict(text.split("=", 1) for text in a.weights if "=" in text)
         if len(weights) < len(a.weights):
             raise InputError(f"--weights: expected NAME=PATH, found {' '.join(a.weights)}")
         embedder = Embedder.from_run(a.run, a.device, weights)
-        names, embeddings = embed_frames(embedder, a.frames, a.every, a.batch)
+        names, embeddings = embed_frames(embedder, a.frames, a.every, a.batch, faults=faults)
         save_embeddings(a.out, names, embeddings)
     except (InputError, OSError) as e:
         print(f"embed: {e}", file=sys.stderr)
         return 2
     print(f"{a.out}: {len(names)} embeddings of width {embeddings.shape[1]}")
-    return 0
+    return faults.tell(a.out.with_name(f"{a.out.name}.faults.txt"))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
     torchrun --nproc_per_node=4 tools/extract_features.py --encoder dinov3 vggt --allow_download --device cuda
 
 Packs go to the folder that the workspace names for each expert. An interrupted extraction continues where it stopped.
+An episode with a fault does not stop the others: all faults are listed at the end and in faults.txt beside the packs,
+and the exit status is 2.
 The weights of croco, da3, dinov2, dinov3 and vggt are not part of this project: without --weights it says what to get.
 """
 
@@ -13,10 +15,12 @@ import sys
 from pathlib import Path
 
 from rgb2pc_lib import InputError, Workspace
+from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.data.workspace import SAMPLE
 from rgb2pc_lib.encoders.extract import disk_needs, extract
 from rgb2pc_lib.encoders.images import EXPERTS, describe, load_encoder, locate_weights
 from rgb2pc_lib.encoders.pack_file import DTYPES
+from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.ranks import own_cores, own_device
 
 
@@ -43,6 +47,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--workspace", type=Path, default=SAMPLE, help="TOML file naming the roots (default: the sample)")
     p.add_argument("--rgb_root", type=Path, help="frames <task>/<episode>/step_0000.jpg|png (default: the workspace's)")
     p.add_argument("--out", type=Path, help="write to OUT/features_NAME instead of the workspace's folder")
+    p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="only these tasks (default: all)")
     p.add_argument("--window", type=positive, default=8, help="frames per window (default: 8)")
     p.add_argument("--stride", type=positive, default=8, help="frames between windows, at most --window (default: 8)")
@@ -75,21 +80,25 @@ def positive(text: str) -> int:
 def main(argv=None) -> int:
     args = parse(argv)
     try:
-        workspace = Workspace.load(args.workspace)
+        workspace = Workspace.load(args.workspace).excluding(args.exclude)
         rgb_root = args.rgb_root or workspace.root("rgb")
         weights = dict(args.weights)
         if not args.dry_run:  # all of them, before hours of work
             paths = {n: locate_weights(n, weights.get(n), args.allow_download) for n in args.encoder}
-        layout = dict(window=args.window, stride=args.stride, dtype=args.dtype, tasks=args.tasks)
+        layout = dict(window=args.window, stride=args.stride, dtype=args.dtype)
+        layout |= dict(tasks=args.tasks, exclude=workspace.exclude)
         outs = {n: args.out / f"features_{n}" if args.out else workspace.only(n).experts[n] for n in args.encoder}
         if args.dry_run:
             for name, out in outs.items():
                 print(disk_needs(describe(name, weights.get(name)), rgb_root, out, **layout), flush=True)
             return 0
+        faults = {name: Faults() for name in outs}
         for name, out in outs.items():
             encoder = load_encoder(name, own_device(args.device), paths[name])
-            written, kept = extract(encoder, rgb_root, out, batch=args.batch, workers=args.num_threads, **layout)
+            how = dict(batch=args.batch, workers=args.num_threads, faults=faults[name])
+            written, kept = extract(encoder, rgb_root, out, **how, **layout)
             print(f"{name}: {written} packs written, {kept} kept, in {out}", flush=True)
+        return max([ranks.tell(faults[name], out / "faults.txt") for name, out in outs.items()])
     except (InputError, OSError) as e:
         print(f"extract_features: {e}", file=sys.stderr)
         return 2

@@ -5,20 +5,26 @@
     torchrun --nproc_per_node=4 tools/extract_teacher.py --encoder ulip2 --weights ... --device cuda
 
 Files go to the workspace's teacher root, never into the clouds' folder. An interrupted extraction continues where it
-stopped. Clouds are in metres, in the camera frame (OpenCV axes) unless --frame says otherwise. Of clouds larger than
-an encoder was trained on (ulip 8,192 points, ulip2 10,000) a sample is taken, always the same one of the same cloud.
+stopped. A cloud with a fault does not stop the others: all faults are listed at the end and in faults.txt beside the
+files, and the exit status is 2. Clouds are in metres, in the camera frame (OpenCV axes) unless --frame says otherwise.
+Of clouds larger than an encoder was trained on (ulip 8,192 points, ulip2 10,000) a sample is taken, always the same one
+of the same cloud.
 """
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
 
 from rgb2pc_lib import InputError, Workspace
 from rgb2pc_lib.command_line import run_resumable
+from rgb2pc_lib.data.files.faults import Faults
+from rgb2pc_lib.data.files.writing import free_bytes
 from rgb2pc_lib.data.workspace import SAMPLE
-from rgb2pc_lib.encoders.clouds.extract_clouds import ENCODERS, extract_teacher, free_bytes, load_cloud_encoder, plan
+from rgb2pc_lib.encoders.clouds.extract_clouds import ENCODERS, extract_teacher, load_cloud_encoder, plan
+from rgb2pc_lib.learning import ranks
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -26,6 +32,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--encoder", choices=sorted(ENCODERS), default="pointnet",
                    help="pointnet comes with the sample, the others need --weights (default: %(default)s)")  # fmt: skip
     p.add_argument("--workspace", type=Path, default=SAMPLE, help="TOML file naming the roots (default: the sample)")
+    p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--weights", type=Path, help="checkpoint (pointnet: data/teacher/pointnet.safetensors)")
     p.add_argument("--frame", choices=["camera", "world"], default="camera",
                    help="axes of the clouds: camera (y down, z forward) or world (z up); default: camera")  # fmt: skip
@@ -45,10 +52,10 @@ def positive(text: str) -> int:
     return value
 
 
-def main(argv=None) -> None:
+def main(argv=None) -> int:
     args = parse(argv)
     torch.set_num_threads(args.num_threads)
-    workspace = Workspace.load(args.workspace)
+    workspace = Workspace.load(args.workspace).excluding(args.exclude)
     clouds = workspace.root("clouds")
     out = args.out or workspace.teacher
     if out is None:
@@ -56,14 +63,17 @@ def main(argv=None) -> None:
     device = f"cuda:{os.environ['LOCAL_RANK']}" if args.device == "cuda" and "LOCAL_RANK" in os.environ else args.device
     encoder = load_cloud_encoder(args.encoder, args.weights, device, args.frame)
     tag = args.tag or encoder.name
+    faults = Faults()
     if args.dry_run:
-        work = plan(encoder, clouds, out, tag)
-        disk = f"{work.bytes(encoder) / 1e9:.2f} GB ({free_bytes(out) / 1e9:.0f} GB free)"
+        work = plan(encoder, clouds, out, tag, faults, workspace.exclude)
+        disk = f"{work.bytes(encoder, faults) / 1e9:.2f} GB ({free_bytes(out) / 1e9:.0f} GB free)"
         print(f"{tag}: {len(work.todo)} files to write, {disk}, {work.kept} kept, in {out}")
-        return
+        print("\n".join(faults.lines()), end="\n" * bool(faults.found), file=sys.stderr)
+        return 2 if faults.found else 0
     batch = args.batch or (1 if device == "cpu" else 16)
-    written, kept = extract_teacher(encoder, clouds, out, tag, batch)
+    written, kept = extract_teacher(encoder, clouds, out, tag, batch, faults=faults, exclude=workspace.exclude)
     print(f"{tag}: {written} files written, {kept} kept, in {out}")
+    return ranks.tell(faults, out / "faults.txt")
 
 
 if __name__ == "__main__":

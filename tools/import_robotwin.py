@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 
 from rgb2pc_lib.command_line import run_resumable
+from rgb2pc_lib.data.files.faults import Faults
+from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.recordings.importers import SAVE, import_workspace
 from rgb2pc_lib.recordings.robotwin import RobotwinOptions, list_robotwin
 
@@ -31,10 +33,12 @@ def parse(argv=None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def main(argv=None) -> None:
+def main(argv=None) -> int:
     args = parse(argv)
-    recordings = list_robotwin(args.source, RobotwinOptions(args.camera, args.channels, args.cloud_frame))
-    print(import_workspace(recordings, args.source, args.out, args.name, args.every, args.image))
+    faults = Faults()
+    recordings = list_robotwin(args.source, RobotwinOptions(args.camera, args.channels, args.cloud_frame), faults)
+    print(import_workspace(recordings, args.source, args.out, args.name, args.every, args.image, faults))
+    return ranks.tell(faults, args.out / "faults.txt")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import os
 import sys
 from pathlib import Path
 
-from rgb2pc_lib import InputError, Workspace, gap_closed, judge, judged_config, line_up
+from rgb2pc_lib import InputError, Run, Workspace, gap_closed, judge, judged_config, line_up
 from rgb2pc_lib.data.workspace import RUNS, SAMPLE
 from rgb2pc_lib.judging.verdicts import mean_table
+from rgb2pc_lib.learning.runs import left_out_words
 from rgb2pc_lib.views.notebook import train_missing
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
@@ -23,16 +24,21 @@ from rgb2pc_lib.views.plots import judgement_figure, save_figure
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workspace", default=SAMPLE, help="TOML file that names the roots (default: the sample)")
+    p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--out", type=Path, default=RUNS / "judge", help="folder of the runs (default: runs/judge)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per student (default: %(default)s)")
     p.add_argument("--steps", type=int, help="steps of each run (default: those of `evaluate.judged_config`)")
+    p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+                   help="settings of all students, named as in tools/train_rgb2pc_distill.py")  # fmt: skip
     p.add_argument("--figure", default="judgement", help="name of the figure in figures/ (default: %(default)s)")
     a = p.parse_args(argv)
     try:
-        config = judged_config(Workspace.load(a.workspace), a.steps)
+        workspace = Workspace.load(a.workspace).excluding(a.exclude)
+        config = judged_config(workspace, a.steps).with_settings(a.set)
         rows = line_up(config, a.seeds, a.out)
         train_missing(rows)
         judged = judge(config, rows)
+        left_out = left_out_words(Run.open(rows[0][1].folder).summary)
     except InputError as e:
         print(f"judge: {e}", file=sys.stderr)
         return 2
@@ -40,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     judged.long.to_csv(a.out / "judgement.csv", index=False)
     judged.episodes.to_csv(a.out / "episodes.csv", index=False)
     closed.to_csv(a.out / "gap_closed.csv", index=False)
-    print(f"\nHeld-out episodes, mean over {a.seeds} seeds (R2 within task; cm: median error):\n")
+    print(f"\nHeld-out episodes, mean over {a.seeds} seeds (R2 within task; cm: median error). {left_out}\n")
     table = mean_table(judged.long)
     shown = [m for m in table.index if not m.endswith(" PCs") or m in set(closed["best rival"])]  # all are in the CSV
     print(table.loc[shown].T.to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))

@@ -5,7 +5,8 @@
 
 Reads dataclass objects (without running any code of the file), bare tensors (their steps are named after the frames
 of --rgb_root), torch files of before 2020, and zarr. Nothing is ever written below --from; an interrupted conversion
-continues with the same command.
+continues with the same command. A pack that cannot be converted does not stop the others: all faults are listed at the
+end and in faults.txt beside the packs, and the exit status is 2.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 from rgb2pc_lib import InputError
+from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.recordings.convert import DTYPES, convert
 
 
@@ -51,19 +53,18 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def main(argv=None) -> int:
-    args = parse(argv)
+    args, faults = parse(argv), Faults()
+    how = args.rgb_root, args.dtype, args.stride, args.frame_copy
     try:
-        written, kept, errors = convert(args.source, args.out, args.rgb_root, args.dtype, args.stride, args.frame_copy)
+        written, kept = convert(args.source, args.out, *how, faults=faults)
+        print(f"{written} packs written, {kept} kept, {len(faults.found)} not converted, in {args.out}")
+        return faults.tell(args.out / "faults.txt")
     except (InputError, OSError) as e:
         print(f"pack_features: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pack_features: stopped; the same command continues", file=sys.stderr)
         return 130
-    for message in errors:
-        print(f"pack_features: {message}", file=sys.stderr)
-    print(f"{written} packs written, {kept} kept, {len(errors)} not converted, in {args.out}")
-    return 2 if errors else 0
 
 
 if __name__ == "__main__":

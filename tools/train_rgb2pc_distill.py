@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from rgb2pc_lib import Config, InputError, Run, Workspace, train
 from rgb2pc_lib.command_line import add_flag
+from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.workspace import SAMPLE, parse_expert_root, portable
 from rgb2pc_lib.learning import ranks
+from rgb2pc_lib.learning.runs import left_out_words
 
 ROOTS = ("pc_root", "vis_roots", "rgb_root", "state_root", "cloud_root", "teacher_tag")
 
@@ -43,6 +45,8 @@ def parser() -> ArgumentParser:
             p.add_argument("--vis_roots", nargs="+", metavar="NAME=FOLDER", help=f"{text}; a bare features_NAME too")
         elif f.name == "tasks":
             p.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help=text)
+        elif f.name == "exclude":
+            p.add_argument("--exclude", nargs="+", metavar="FILE", help=f"{text}; instead of the workspace's")
         elif f.name == "loss_mse":
             p.add_argument("--loss_mse", nargs="?", const=1.0, default=default, type=float, metavar="WEIGHT",
                            help=f"{text}; the bare flag means 1")  # fmt: skip
@@ -57,6 +61,7 @@ def read_config(arguments: Namespace) -> Config:
     for name in ("config", "resume"):
         given.pop(name, None)
     named = {k: given.pop(k) for k in ROOTS if k in given}
+    exclude = given.pop("exclude", None)
     if isinstance(named.get("vis_roots"), list):
         pairs = [parse_expert_root(text) for text in named["vis_roots"]]
         if len({name for name, _ in pairs}) < len(pairs):
@@ -70,6 +75,8 @@ def read_config(arguments: Namespace) -> Config:
     config = Config(**{**given, "tasks": tuple(given.pop("tasks", ()))})
     if workspace or not named:
         config = config.with_workspace(Workspace.load(workspace or SAMPLE))
+    if exclude is not None:
+        named["exclude"] = Exclusions.of(exclude).lines
     return dataclasses.replace(config, **named)
 
 
@@ -120,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     summary = Run(config.folder).summary
     here = os.path.relpath(config.folder)
     print(f"{here}: {summary['n_train']} training and {summary['n_held_out']} held-out samples")
+    print(left_out_words(summary), end="\n" * bool(left_out_words(summary)))
     print("held-out  " + "  ".join(f"{k} {v:.3f}" for k, v in summary["held-out"].items()))
     print("gates     " + "  ".join(f"{k} {v:.3f}" for k, v in summary["gates"].items()))
     return 0

@@ -16,9 +16,9 @@ from tqdm import trange
 
 from rgb2pc_lib import InputError
 from rgb2pc_lib.data.workspace import CACHE
-from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
-from rgb2pc_lib.encoders.simdepth import DepthNetwork, save_simdepth
-from rgb2pc_lib.encoders.simdepth_training import DepthTraining, learn, load_surfaces
+from rgb2pc_lib.encoders.simdepth import DepthNetwork, load_network, save_simdepth
+from rgb2pc_lib.encoders.simdepth_training import DepthTraining, errors, learn, load_surfaces
+from rgb2pc_lib.encoders.weights import network_fingerprint
 
 RECORDED = CACHE / "other_seeds"
 
@@ -33,13 +33,27 @@ def parse(argv=None) -> argparse.Namespace:
                    help="optimiser steps (default: %(default)s)")  # fmt: skip
     p.add_argument("--seed", type=int, default=DepthTraining.seed,
                    help="of weights, batches and colours (default: %(default)s)")  # fmt: skip
+    p.add_argument("--judge", type=Path, metavar="FOLDER",
+                   help="train nothing: tell how far off the shipped weights are on these recordings")  # fmt: skip
     p.add_argument("--num_threads", type=int, default=2, help="processor threads (default: %(default)s)")
     return p.parse_args(argv)
+
+
+def judge(folder: Path) -> None:
+    """Errors of the shipped network on every seventh episode of a recording, by look."""
+    network = load_network()
+    data = load_surfaces(folder, size=network.config.size, every=7)
+    found = errors(network, data)
+    for look, rows in (("fixed look", ~data.randomised), ("random look", data.randomised)):
+        depth, place = found[rows].mean(0).tolist()
+        print(f"{look}: {rows.sum()} frames, depth off by {100 * depth:.1f} %, place by {100 * place:.1f} cm")
 
 
 def main(argv=None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.num_threads)
+    if args.judge:
+        return judge(args.judge)
     config = DepthTraining(steps=args.steps, seed=args.seed)
     network, start = DepthNetwork(seed=args.seed), time.monotonic()
     data = load_surfaces(*args.recorded, size=network.config.size)
@@ -51,7 +65,9 @@ def main(argv=None) -> None:
     save_simdepth(args.out, network, **facts)
     minutes = (time.monotonic() - start) / 60
     frames = len(data.images)
-    print(f"{args.out}: network {fingerprint(network)}, {frames} frames, {config.steps} steps, {minutes:.1f} min")
+    print(
+        f"{args.out}: network {network_fingerprint(network)}, {frames} frames, {config.steps} steps, {minutes:.1f} min"
+    )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from tqdm import trange
 
 from rgb2pc_lib import InputError
 from rgb2pc_lib.data.workspace import CACHE
-from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.clouds.foretell import ForetellConfig, foretell, load_recorded
 from rgb2pc_lib.encoders.clouds.points import PointEncoder, save_point_encoder
+from rgb2pc_lib.encoders.weights import network_fingerprint
 
 RECORDED = CACHE / "other_seeds"
 
@@ -63,7 +63,9 @@ def main(argv=None) -> None:
     save_point_encoder(args.out, encoder, **facts)
     minutes = (time.monotonic() - start) / 60
     clouds = len(data.points)
-    print(f"{args.out}: encoder {fingerprint(encoder)}, {clouds} clouds, {config.steps} steps, {minutes:.1f} min")
+    print(
+        f"{args.out}: encoder {network_fingerprint(encoder)}, {clouds} clouds, {config.steps} steps, {minutes:.1f} min"
+    )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from rgb2pc_lib.data.clouds import Cloud, read_ply
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import IMAGES, entries, episodes, step_name, timeline
 from rgb2pc_lib.data.numbers import as_bytes, as_positions
 from rgb2pc_lib.data.pairing import OK, Pairing, Samples
@@ -138,10 +139,8 @@ def shifted_copy(workspace: Workspace, task: str, episode: str, by: int, folder:
         source = steps[names[min(max(i - by, 0), len(names) - 1)]]
         new = root / task / episode / f"{name}.ply.ulip_{workspace.teacher_tag or _tag(steps[name].path)}.pt"
         if not new.exists() or new.stat().st_mtime < source.path.stat().st_mtime:
-            new.parent.mkdir(exist_ok=True)
-            partial = new.with_name(f".{os.getpid()}-{threading.get_ident()}.{new.name}.tmp")
-            torch.save({k: torch.from_numpy(v) for k, v in vars(read_points(source)).items() if v is not None}, partial)
-            os.replace(partial, new)
+            points = {k: torch.from_numpy(v) for k, v in vars(read_points(source)).items() if v is not None}
+            write_atomic(new, partial(torch.save, points))
     return replace(workspace, teacher=root, name=f"{workspace.name}, one episode shifted")
 
 

@@ -7,7 +7,6 @@ pixel (u, v) covers the image area [u, u + 1) x [v, v + 1), and a point is back-
 from __future__ import annotations
 
 import io
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.numbers import as_bytes, as_positions, numbers
 from rgb2pc_lib.errors import InputError, remedy
 
@@ -178,8 +178,14 @@ def _as_told(values: np.ndarray, kind: str) -> np.ndarray:
 
 def count_points(path: str | Path) -> int:
     """How many points a PLY file holds, told from its header alone. Raises InputError naming a file without it."""
-    with Path(path).open("rb") as file:
-        header = file.read(_HEADER).partition(b"end_header")[0]
+    try:
+        with Path(path).open("rb") as file:
+            header = file.read(_HEADER).partition(b"end_header")[0]
+    except OSError as error:
+        what = remedy(path, "copy it again", "name a PLY file")
+        raise InputError(
+            f"{path}: expected a PLY file, found none that can be opened ({error.strerror}); {what}"
+        ) from None
     found = re.search(rb"element vertex (\d+)", header)
     if not found:
         what = remedy(path, "copy it again", "save the points as a PLY file")
@@ -207,10 +213,8 @@ def write_ply(path: str | Path, cloud: Cloud) -> None:
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(cloud)}"]
     header += [f"property {PLY_TYPES[kind[-2:]]} {name}" for name, kind, _ in fields]
 
-    path = Path(path)
-    half_written = path.with_name(path.name + ".tmp")
-    half_written.write_bytes("\n".join([*header, "end_header\n"]).encode() + table.tobytes())
-    os.replace(half_written, path)
+    content = "\n".join([*header, "end_header\n"]).encode() + table.tobytes()
+    write_atomic(Path(path), lambda p: p.write_bytes(content))
 
 
 def _uv_type(uv: np.ndarray) -> str:

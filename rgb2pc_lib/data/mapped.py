@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from rgb2pc_lib.data import system
+from rgb2pc_lib.data.files.guarded import DAMAGE
 from rgb2pc_lib.errors import InputError
 
 KEPT = system.memory() // 4  # bytes of frames that stay mapped
@@ -63,12 +64,12 @@ def find(path: Path, features: torch.Tensor) -> Stored | None:
                 return None
             file.seek(found[0].header_offset)
             header = file.read(30)  # whose last four bytes are the lengths of the name and of what follows it
-    except zipfile.BadZipFile:  # torch is more patient
+    except DAMAGE:  # torch is more patient
         return None
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
     start = found[0].header_offset + 30 + lengths
     offset = start + int(features.storage_offset()) * features.dtype.itemsize
-    if offset % features.dtype.itemsize:
+    if offset % features.dtype.itemsize or start + size > state.st_size:
         return None
     shape, stride = tuple(features.shape), tuple(features.stride())
     return Stored(offset, shape, stride, features.dtype, state.st_size, state.st_mtime_ns)

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.mapped import Stored
 from rgb2pc_lib.data.packs import FeaturePack
 from rgb2pc_lib.data.workspace import CACHE
+from rgb2pc_lib.errors import InputError
 
 _VERSION = 3  # of what is written; how steps are named from paths is part of it
 _SETTLED = 2.0  # seconds; a file younger than that could change again within the same tick of its clock
@@ -67,15 +69,9 @@ class PackIndex:
             "copies": [self.copies[n] for n in used],
             "packs": {k: [*v[:6], used.index(v[6]), v[7]] for k, v in there.items()},
         }
-        partial = self.file.with_name(f"{self.file.stem}.{os.getpid()}.partial")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(content).encode()
-            partial.write_bytes(self._digest(text) + b"\n" + text)
-            os.replace(partial, self.file)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        text = json.dumps(content).encode()
+        with contextlib.suppress(InputError):
+            write_atomic(self.file, lambda p: p.write_bytes(self._digest(text) + b"\n" + text))
         self.changed = False
 
     def _load(self) -> None:

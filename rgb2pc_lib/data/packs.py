@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from rgb2pc_lib.data import system
-from rgb2pc_lib.data.files.guarded import first_line, read_json_beside
+from rgb2pc_lib.data.files.guarded import DAMAGE, first_line, read_json_beside
 from rgb2pc_lib.data.geometry import Box, Layout, box_doubt, token_box
 from rgb2pc_lib.data.listing import PACKS, episodes, step_name
 from rgb2pc_lib.data.mapped import Frames, Stored, bits, find
@@ -45,19 +45,22 @@ torch.serialization.add_safe_globals(
 )
 
 
-def list_packs(root: Path) -> dict[tuple[str, str], Path]:
+def list_packs(root: Path, faults: dict[tuple[str, str], str] | None = None) -> dict[tuple[str, str], Path]:
     """(task, episode) -> pack file, for everything of the form `<root>/<task>/<episode>.pt|.zarr`.
 
-    Raises InputError where an episode has both.
+    Raises InputError where an episode has both: with `faults`, it is put there instead, and left out.
     """
     found: dict[tuple[str, str], Path] = {}
     for task, path in episodes(root):
         if path.suffix.lower() in PACKS:
             key = (task, path.stem)
             if key in found:
-                raise InputError(f"{path}: this episode also exists as {found[key].name}; keep one of the two")
+                said = f"{path}: this episode also exists as {found[key].name}; keep one of the two"
+                if faults is None:
+                    raise InputError(said)
+                faults[key] = said
             found[key] = path
-    return found
+    return {key: path for key, path in found.items() if key not in (faults or {})}
 
 
 @dataclass(eq=False)
@@ -323,7 +326,7 @@ def open_zarr(path: Path) -> tuple[zarr.Array[Any], Any, Any, torch.dtype | str]
     try:
         features = zarr_array(path)
         chunks = features.nchunks_initialized, features.nchunks
-    except (KeyError, ValueError, AttributeError, TypeError, OSError, zarr.errors.BaseZarrError) as e:
+    except (*DAMAGE, zarr.errors.BaseZarrError) as e:
         what = remedy(path, "re-extract it", "data/README.md tells the layout", str(e))
         raise InputError(
             f"{path}: expected a zarr group with the array '{KEY}', found: {first_line(e)}; {what}"
@@ -353,7 +356,7 @@ def whole_zarr(path: Path, array: zarr.Array[Any], chunks: tuple[int, int] | Non
 def _zarr_window(pack: FeaturePack, window: int) -> np.ndarray:
     try:
         found = np.asarray(pack.features[window])
-    except (RuntimeError, ValueError, TypeError, OSError) as e:
+    except DAMAGE as e:
         raise InputError(f"{pack.path}: window {window} is unreadable ({first_line(e)}); re-extract it") from None
     array: Any = pack.features
     if array.shards and (found == array.fill_value).all(axis=(1, 2, 3)).any():  # holes in shards are not counted

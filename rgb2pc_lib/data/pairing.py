@@ -10,7 +10,7 @@ import functools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,15 +20,19 @@ from rgb2pc_lib.data.listing import IMAGES, first, natural_key, timeline
 from rgb2pc_lib.data.pack_index import PackIndex
 from rgb2pc_lib.data.packs import FeaturePack, list_packs
 from rgb2pc_lib.data.pictures import image_size
-from rgb2pc_lib.data.teacher import TeacherFile, list_teacher
+from rgb2pc_lib.data.teacher import TeacherFile, list_teacher, teacher_table
 from rgb2pc_lib.data.workspace import Workspace
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, tell
 
 OK = "ok"
 NO_EPISODE, NO_STEP = "no such episode", "step not in the episode"
 FALLBACKS = ("random", "skip", "error")
 UNITS = ("step", "window")
+UNREADABLE = ("refuse", "leave_out")
 RESERVED = ("task", "episode", "step", "time", "teacher", "usable")
+
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -44,6 +48,8 @@ class Pairing:
     packs: dict[str, dict[tuple[str, str], FeaturePack]]  # expert -> (task, episode) -> pack
     teacher: dict[tuple[str, str], dict[str, TeacherFile]]  # (task, episode) -> step -> file
     notes: list[str] = field(default_factory=list)
+    excluded: dict[str, str] = field(default_factory=dict)  # what the exclusion list left out, of what is there -> why
+    unreadable: dict[str, str] = field(default_factory=dict)  # "task/episode" left out by `readable` -> why
 
     @property
     def experts(self) -> list[str]:
@@ -66,13 +72,14 @@ class Pairing:
 
 
 def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = True) -> Pairing:
-    """Open all packs, list all teacher files, and put every step in one table.
+    """Open all packs, list all teacher files, and put every step in one table, but for those that are excluded.
 
     An unreadable pack does not stop it: its steps (or one row without a step, where no source tells the steps) carry
-    the message as their reason, and `select` refuses to train.
+    the message as their reason, and `select` refuses to train. Entries of the workspace's exclusion list that name
+    nothing are told in one line.
 
     Without `teacher` nothing of it is looked for, which is all that embedding needs.
-    Raises InputError for a root that is missing, a task that is in none of them, and packs of one expert that differ.
+    Raises InputError for a root that is missing, and a task that is in none of them.
 
     >>> pairing = pair(workspace)
     >>> pairing.table.iloc[0].to_dict()
@@ -87,14 +94,15 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
     if bad := [n for n in workspace.experts if n in RESERVED or "." in n or not n or hasattr(nn.ModuleDict, n)]:
         raise InputError(f"an expert cannot be called {', '.join(bad) or 'nothing'}; rename it, without dots")
     broken: dict[tuple[str, tuple[str, str]], str] = {}
-    files = _list_teacher(workspace, tasks, broken) if teacher else {}
-    packs = _open_packs(workspace, tasks, broken)
+    exclude, met = workspace.exclude, set[str]()
+    files = _list_teacher(workspace, tasks, broken, met) if teacher else {}
+    packs = _open_packs(workspace, tasks, broken, met)
     episodes = sorted(
         {*files, *(k for found in packs.values() for k in found), *(key for _, key in broken)},
         key=lambda k: (natural_key(k[0]), natural_key(k[1])),
     )
     if tasks:
-        present = {task for task, _ in episodes}
+        present = {task for task, _ in episodes} | {name.split("/")[0] for name in met}
         if unknown := sorted(set(tasks) - present):
             raise InputError(f"task(s) {', '.join(unknown)} not found; the roots hold {', '.join(sorted(present))}")
         episodes = [k for k in episodes if k[0] in tasks]
@@ -104,6 +112,10 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
         have = {name: found[key].copies if key in found else None for name, found in packs.items()}
         have["teacher"] = files.get(key)
         when = timeline({s for steps in have.values() if steps for s in steps}, one_series=False)
+        met |= {"/".join((*key, step)) for step in when} if exclude.out else set()
+        when = exclude.steps(key, when)
+        if shifted := key in files and exclude.shifted(key, list(when), files[key]):
+            have["teacher"] = files[key] = shifted
         when = when or {"": 0}  # nothing of this episode is readable: one row that says why
         steps = list(when)
         columns["task"] += [key[0]] * len(steps)
@@ -113,18 +125,22 @@ def pair(workspace: Workspace, tasks: list[str] | None = None, teacher: bool = T
         for name, there in have.items():
             missing = broken.get((name, key), NO_EPISODE)
             columns[name] += [missing if there is None else OK if step in there else NO_STEP for step in steps]
-    _same_layout(packs)
-    return Pairing(pd.DataFrame(columns), packs, files, _doubts(packs))
+    if lost := exclude.unknown(met | {"/".join(key) for key in episodes}, tasks or ()):
+        some = ", ".join(lost[:5]) + ", ..." * (len(lost) > 5)
+        tell(f"{workspace.name}: {len(lost)} of the exclusion list's entries name nothing here, {some}; check them")
+    left_out = {name: why for name, why in exclude.out.items() if name in met}
+    return Pairing(pd.DataFrame(columns), packs, files, _doubts(packs), left_out)
 
 
 def _list_teacher(
-    workspace: Workspace, tasks: list[str] | None, broken: dict[tuple[str, tuple[str, str]], str]
+    workspace: Workspace, tasks: list[str] | None, broken: dict[tuple[str, tuple[str, str]], str], met: set[str]
 ) -> dict[tuple[str, str], dict[str, TeacherFile]]:
-    """The teacher's files; what is wrong with an episode is put into `broken`."""
+    """The teacher's files; what is wrong with an episode is put into `broken`, excluded ones into `met`."""
     root, faults = workspace.teacher, dict[tuple[str, str], str]()
     if root is None:
         return {}
     files = list_teacher(root, workspace.teacher_tag, faults)
+    files, faults = _wanted(workspace, files, met), _wanted(workspace, faults, met)
     for key in list(files):
         if said := _two_series(root / key[0] / key[1], files[key]):
             faults[key] = said
@@ -134,14 +150,17 @@ def _list_teacher(
 
 
 def _open_packs(
-    workspace: Workspace, tasks: list[str] | None, broken: dict[tuple[str, tuple[str, str]], str]
+    workspace: Workspace, tasks: list[str] | None, broken: dict[tuple[str, tuple[str, str]], str], met: set[str]
 ) -> dict[str, dict[tuple[str, str], FeaturePack]]:
-    """All packs that can be opened; what is wrong with the others is put into `broken`."""
+    """All packs that can be opened; what is wrong with the others is put into `broken`, excluded ones into `met`."""
     packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
     raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
     for name, folder in workspace.experts.items():
-        index = PackIndex(folder)
-        for key, path in list_packs(folder).items():
+        index, faults = PackIndex(folder), dict[tuple[str, str], str]()
+        found = list_packs(folder, faults)
+        found, faults = _wanted(workspace, found, met), _wanted(workspace, faults, met)
+        broken |= {(name, key): said for key, said in faults.items() if not tasks or key[0] in tasks}
+        for key, path in found.items():
             if tasks and key[0] not in tasks:
                 continue
             try:
@@ -154,7 +173,15 @@ def _open_packs(
             else:
                 packs[name][key] = pack
         index.save()
+        _set_apart(name, packs[name], broken)
     return packs
+
+
+def _wanted(workspace: Workspace, found: dict[tuple[str, str], Value], met: set[str]) -> dict[tuple[str, str], Value]:
+    """What is known of episodes that are not excluded; names of the excluded ones are added to `met`."""
+    kept = workspace.exclude.episodes(found)
+    met |= {"/".join(key) for key in found.keys() - kept.keys()}
+    return kept
 
 
 def _two_series(path: Path, steps: Iterable[str]) -> str:
@@ -252,12 +279,36 @@ def select(
     return everything.take(np.flatnonzero(usable))
 
 
+def broken_episodes(pairing: Pairing) -> dict[tuple[str, str], str]:
+    """(task, episode) -> what is wrong with a file of it, where that is a fault and not just something missing."""
+    table = pairing.table[[*pairing.experts, "teacher"]]
+    faults = table.where(~table.isin([OK, NO_EPISODE, NO_STEP]))
+    found: dict[tuple[str, str], str] = {}
+    for row in faults.index[faults.notna().any(axis=1)]:
+        key = pairing.table.at[row, "task"], pairing.table.at[row, "episode"]
+        found.setdefault(key, faults.loc[row].dropna().iloc[0])
+    return found
+
+
 def refuse_broken(pairing: Pairing) -> None:
     """Raise InputError with the first reason in the table that is a fault of a file, not just something missing."""
-    status = pairing.table[[*pairing.experts, "teacher"]].stack()
-    broken = status[~status.isin([OK, NO_EPISODE, NO_STEP])]
-    if len(broken):
-        raise InputError(broken.iloc[0])
+    for said in broken_episodes(pairing).values():
+        raise InputError(said)
+
+
+def readable(pairing: Pairing) -> Pairing:
+    """The same without episodes of which a file cannot be read, which `unreadable` tells: packs, and teacher files,
+    which are read for that (into the cache, where they are needed anyway).
+    """
+    broken = broken_episodes(pairing)
+    of = {file: key for key, steps in pairing.teacher.items() for file in steps.values()}
+    faults: dict[TeacherFile, str] = {}
+    teacher_table(list(of), faults=faults)
+    for file, said in faults.items():
+        broken.setdefault(of[file], said)
+    keys = zip(pairing.table["task"], pairing.table["episode"], strict=True)
+    kept = pairing.table[[key not in broken for key in keys]].reset_index(drop=True)
+    return replace(pairing, table=kept, unreadable={"/".join(key): said for key, said in broken.items()})
 
 
 def split(
@@ -374,9 +425,16 @@ def frame_size(rgb: Path | None, key: tuple[str, str]) -> tuple[int, int] | None
         return None
 
 
-def _same_layout(packs: dict[str, dict[tuple[str, str], FeaturePack]]) -> None:
-    for name, found in packs.items():
-        kinds = {(p.channels, p.dtype): p.path for p in found.values()}
-        if len(kinds) > 1:
-            listed = "; ".join(f"{c} channels of {d} in {p}" for (c, d), p in kinds.items())
-            raise InputError(f"packs of expert '{name}' differ: {listed}; extract all episodes with the same model")
+def _set_apart(
+    name: str, packs: dict[tuple[str, str], FeaturePack], broken: dict[tuple[str, tuple[str, str]], str]
+) -> None:
+    """Of an expert's packs, put those into `broken` that differ from most in width or type."""
+    kinds = [(pack.channels, pack.dtype) for pack in packs.values()]
+    usual = max(kinds, key=kinds.count, default=None)
+    example = next((pack for pack in packs.values() if (pack.channels, pack.dtype) == usual), None)
+    for (key, pack), kind in zip(list(packs.items()), kinds, strict=True):
+        if example and kind != usual:
+            listed = ", ".join(f"{p.channels} channels of {p.dtype} in {p.path}" for p in (example, pack))
+            said = f"packs of expert '{name}' differ: {listed}; extract all episodes with the same model"
+            broken[name, key] = said
+            del packs[key]

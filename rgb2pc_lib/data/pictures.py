@@ -203,7 +203,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise InputError(f"{path}: expected a video, found a file without pictures; choose another")
+                what = remedy(path, "copy it again", "choose another")
+                raise InputError(f"{path}: expected a video, found a file without pictures; {what}")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             yield container, stream

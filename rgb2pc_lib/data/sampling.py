@@ -63,6 +63,26 @@ class Batch:
     points: torch.Tensor | None = None  # [B, P, F] of the plan
 
 
+def refuse_not_finite(batch: Batch, samples: Samples, made: torch.Tensor) -> None:
+    """Look at what was `made` of a batch, and where it is not finite for a token that is to blame.
+
+    Raises InputError naming expert, episode and step of the first that is NaN or infinite. Where everything is finite
+    this costs a look at `made` alone.
+    """
+    if made.isfinite().all():
+        return
+    for name, tokens in batch.tokens.items():
+        bad = ~tokens.isfinite().all(-1).all(-1)  # [B]
+        if bad.any():
+            number = batch.samples[int(bad.nonzero()[0, 0])]
+            task, episode, step = samples.take(np.array([number])).keys().iloc[0][["task", "episode", "step"]]
+            raise InputError(
+                f"expert '{name}': NaN or infinite tokens in {task}/{episode}/{step} of "
+                f"{samples.pairing.packs[name][task, episode].path}; extract this episode again, or exclude it "
+                "(tools/doctor.py --deep --exclude-out lists them all)"
+            )
+
+
 def lattice(grid: tuple[int, int]) -> np.ndarray:
     """Centres of a grid's cells as positions, `[H*W, 2]`, row-major.
 

@@ -27,6 +27,8 @@ _WANTED = {
     **{f"{name}?": ("f", "S3") for name in _POSITIONS},
 }
 
+MEANT = {name.removesuffix("?") for name in _WANTED} | {"K", "world_to_camera"}  # arrays that something here relies on
+
 
 def state_file(root: Path, task: str, episode: str) -> Path:
     return root / task / f"{episode}.npz"
@@ -38,7 +40,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     >>> read_state(Path("data/sample/state/hammer/episode_0000.npz"))["tcp"].shape  # doctest: +SKIP
     (16, 3)
     """
-    state = read_npz(path, _WANTED)
+    state = read_npz(path, _WANTED, otherwise="write it with numpy.savez, plain arrays only")
     if "world_to_camera" in state:
         axes = "S44" if state["world_to_camera"].ndim == 3 else "44"  # of a camera that moves there is one a step
         check_npz(path, state, {"steps": ("U", "S"), "world_to_camera": ("f", axes)})

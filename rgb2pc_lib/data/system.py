@@ -1,4 +1,4 @@
-"""Hints to the operating system about memory. Where a system has no such call, the hint is left out."""
+"""Memory and disk: what there is, and hints to the operating system, left out where it has no such call."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rgb2pc_lib.data.files.guarded import first_line, read_json_beside, read_npz
+from rgb2pc_lib.data.files.guarded import DAMAGE, first_line, read_json_beside, read_npz
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import entries, episodes, step_name
 from rgb2pc_lib.data.packs import load_torch, whole_zarr, zarr_array
 from rgb2pc_lib.data.workspace import CACHE
@@ -47,7 +47,7 @@ class PointFeatures:
     """One step's points. `uv` are pixels of the source image (u = column, v = row)."""
 
     pc_feat: np.ndarray  # [N, E] float32
-    pc: np.ndarray | None  # [N, 3 or 6] xyz in metres (, rgb)
+    pc: np.ndarray | None  # [N, 3 or 6] float64, xyz in metres (, rgb)
     uv: np.ndarray | None  # [N, 2]
 
 
@@ -146,7 +146,7 @@ def read_points(file: TeacherFile) -> PointFeatures:
         )
     uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
     pc = raw.get("pc")
-    known = (None if value is None else as_array(value, path) for value in (pc, uv))
+    known = None if pc is None else as_array(pc, path, np.float64), None if uv is None else as_array(uv, path)
     return PointFeatures(as_array(feat, path), *known)
 
 
@@ -161,11 +161,13 @@ def pooled(points: np.ndarray, pooling: str) -> np.ndarray:
 
 
 def teacher_table(
-    files: list[TeacherFile], cache: Path = CACHE, progress: bool = True, pooling: str = "mean"
-) -> np.ndarray:
+    files: list[TeacherFile], cache: Path = CACHE, progress: bool = True, pooling: str = "mean",
+    faults: dict[TeacherFile, str] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Pooled point features of each file: `[steps, E]` float32, read from the cache where the files are unchanged.
 
-    Raises InputError for an unreadable file, non-finite features, or files of different widths.
+    Raises InputError for an unreadable file, non-finite features, or files of different widths: with `faults`, what is
+    wrong with a file is put there instead, and its row is NaN. Of several widths the one of most files is right then.
     """
     if not files:
         return np.zeros((0, 0), np.float32)
@@ -177,26 +179,48 @@ def teacher_table(
     stamps = [f"{f.path}|{f.row}|{states[f.path]}" for f in files]
     missing = [i for i, s in enumerate(stamps) if s not in known]
     for i in tqdm(missing, desc="teacher embeddings", unit="step", disable=not progress or len(missing) < 500):
-        feat = read_points(files[i]).pc_feat
-        known[stamps[i]] = one = pooled(feat, pooling)
-        if not np.isfinite(one).all():
-            bad = int((~np.isfinite(feat)).any(1).sum())
-            raise InputError(
-                f"{files[i].path}: pc_feat holds non-finite values, NaN or infinite, in {bad} of {len(feat)} points; "
-                "re-extract this step from a cloud without points of no position, or remove the file"
-            )
-    widths = {len(known[s]): f.path for s, f in zip(stamps, files, strict=True)}
-    if len(widths) > 1:
-        listed = "; ".join(f"{w} in {p}" for w, p in widths.items())
-        raise InputError(f"teacher features of different widths: {listed}; keep one teacher per root")
-    table = np.stack([known[s] for s in stamps])
+        try:
+            known[stamps[i]] = _embedding(files[i], pooling)
+        except InputError as e:
+            if faults is None:
+                raise
+            faults[files[i]] = str(e)
+    width = _one_width({f: len(known[s]) for s, f in zip(stamps, files, strict=True) if s in known}, faults)
+    lost, faulty = np.full(width, np.nan, np.float32), faults or {}
+    table = np.stack([lost if f in faulty else known[s] for s, f in zip(stamps, files, strict=True)])
     if missing:
         keep = [s for s, row in known.items() if len(row) == table.shape[1]]
-        store.parent.mkdir(parents=True, exist_ok=True)
-        partial = store.with_name(f"{store.stem}.{os.getpid()}-{threading.get_ident()}.npz")
-        np.savez(partial, stamps=np.array(keep), table=np.stack([known[s] for s in keep]))
-        os.replace(partial, store)
+        rows = np.stack([known[s] for s in keep])
+        write_atomic(store, lambda p: np.savez(p, stamps=np.array(keep), table=rows))
     return table
+
+
+def _embedding(file: TeacherFile, pooling: str) -> np.ndarray:
+    feat = read_points(file).pc_feat
+    one = pooled(feat, pooling)
+    if not np.isfinite(one).all():
+        bad = int((~np.isfinite(feat)).any(1).sum())
+        raise InputError(
+            f"{file.path}: pc_feat holds non-finite values, NaN or infinite, in {bad} of {len(feat)} points; "
+            "re-extract this step from a cloud without points of no position, or remove the file"
+        )
+    return one
+
+
+def _one_width(widths: dict[TeacherFile, int], faults: dict[TeacherFile, str] | None) -> int:
+    """The width of all files, or of most of them: then the others are `faults`."""
+    example = {width: file.path for file, width in widths.items()}
+    if len(example) > 1 and faults is None:
+        listed = "; ".join(f"{w} in {p}" for w, p in example.items())
+        raise InputError(f"teacher features of different widths: {listed}; keep one teacher per root")
+    width = max(example, key=list(widths.values()).count, default=0)
+    for file, other in widths.items():
+        if other != width and faults is not None:
+            faults[file] = (
+                f"{file.path}: teacher features of width {other}, {width} in the others, such as {example[width]}; "
+                "keep one teacher per root"
+            )
+    return width
 
 
 def _known(store: Path) -> dict[str, np.ndarray]:
@@ -227,15 +251,15 @@ def _state(path: Path) -> str:
     return f"{sum(s.st_size for s in stats)}|{max(s.st_mtime_ns for s in stats)}"
 
 
-def as_array(value: Any, path: Path) -> np.ndarray:
-    """A tensor or an array as float32. Raises InputError naming the file for what are no plain numbers."""
+def as_array(value: Any, path: Path, kind: type[np.floating[Any]] = np.float32) -> np.ndarray:
+    """A tensor or an array as float32, or another `kind`. Raises InputError naming the file for no plain numbers."""
     if isinstance(value, torch.Tensor):
         value = value.detach()
-        value = value.float().numpy() if value.layout == torch.strided and not value.is_complex() else object()
+        value = value.double().numpy() if value.layout == torch.strided and not value.is_complex() else object()
     array: np.ndarray = np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path}: expected plain tensors or arrays of numbers, found {array.dtype}; write them so")
-    return array.astype(np.float32, copy=False)
+    return array.astype(kind, copy=False)
 
 
 def _zarr(file: TeacherFile) -> zarr.Array[Any]:
@@ -248,7 +272,7 @@ def _zarr(file: TeacherFile) -> zarr.Array[Any]:
         else:
             array = zarr_array(file.path)
         whole_zarr(file.path, array)
-    except (KeyError, ValueError, AttributeError, TypeError, OSError, zarr.errors.BaseZarrError) as e:
+    except (*DAMAGE, zarr.errors.BaseZarrError) as e:
         raise _no_zarr(file, e) from None
     return array
 
@@ -257,7 +281,7 @@ def _read_zarr(file: TeacherFile) -> np.ndarray:
     array = _zarr(file)
     try:
         return np.asarray(array[:] if file.row is None else array[file.row : file.row + 1])
-    except (RuntimeError, ValueError, TypeError, IndexError, OSError) as e:
+    except DAMAGE as e:
         raise _no_zarr(file, e) from None
 
 

@@ -7,9 +7,11 @@ moving to one's own data means copying `data/sample.toml` and changing five line
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.files.guarded import read_toml
 from rgb2pc_lib.errors import InputError
 
@@ -40,6 +42,7 @@ class Workspace:
     state: Path | None = None  # <episode>.npz: low-dimensional state, for probes only
     teacher_tag: str | None = None  # which `ulip_<tag>`, where a step has several
     name: str = "workspace"
+    exclude: Exclusions = NOTHING  # episodes and steps left out on purpose
 
     @classmethod
     def load(cls, path: str | Path) -> Workspace:
@@ -55,16 +58,16 @@ class Workspace:
             raise InputError(f"{path}: no such workspace file; copy data/sample.toml and change its roots")
         raw = read_toml(path, "a TOML workspace file like data/sample.toml")
         roots, experts = raw.pop("roots", {}), raw.pop("experts", {})
-        name, tag = raw.pop("name", path.stem), raw.pop("teacher_tag", None)
+        name, tag, bad = raw.pop("name", path.stem), raw.pop("teacher_tag", None), raw.pop("exclude", None)
         if not isinstance(roots, dict) or not isinstance(experts, dict):
             raise InputError(f"{path}: expected tables [roots] and [experts] of name = folder, like data/sample.toml")
         unknown = sorted({*raw, *(set(roots) - set(ROOTS))})
         if unknown:
             raise InputError(
-                f"{path}: unknown key(s) {', '.join(unknown)}; expected name, teacher_tag, "
+                f"{path}: unknown key(s) {', '.join(unknown)}; expected name, teacher_tag, exclude, "
                 f"[roots] with {', '.join(ROOTS)}, and [experts] with name = folder"
             )
-        texts = {**roots, **experts, "name": name, "teacher_tag": tag or ""}
+        texts = {**roots, **experts, "name": name, "teacher_tag": tag or "", "exclude": bad or ""}
         not_text = [k for k, v in texts.items() if not isinstance(v, str)]
         if not_text:
             raise InputError(f"{path}: expected text in quotes for {', '.join(not_text)}")
@@ -77,7 +80,18 @@ class Workspace:
             experts={k: resolve(v) for k, v in experts.items()},
             teacher_tag=tag,
             name=name,
+            exclude=Exclusions.read(resolve(bad)) if bad else NOTHING,
         )
+
+    def excluding(self, entries: Iterable[str] | None) -> Workspace:
+        """The same workspace with another exclusion list: names of lists, FILE.toml, and entries. None: as it is.
+
+        Raises InputError for what is neither.
+
+        >>> workspace.excluding(["push/ep_0"]).exclude.out
+        {'push/ep_0': ''}
+        """
+        return self if entries is None else replace(self, exclude=Exclusions.of(entries))
 
     def require(self, *kinds: str) -> Workspace:
         """Itself, after checking that these roots ("teacher", "experts", "rgb", ...) are named and exist.

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.geometry import Layout
 from rgb2pc_lib.data.packs import choose
@@ -165,18 +166,24 @@ def _one_copy(encoder: ImageEncoder, images: np.ndarray, copy: str, window: int,
 
 
 def embed_frames(
-    embedder: Embedder, sources: Sequence[str | Path], every: int = 1, batch: int = 8, progress: bool = True
-) -> tuple[list[str], np.ndarray]:
+    embedder: Embedder, sources: Sequence[str | Path], every: int = 1, batch: int = 8, progress: bool = True,
+    faults: Faults = AT_ONCE,
+) -> tuple[list[str], np.ndarray]:  # fmt: skip
     """Names and embeddings `[n, E]` of images, folders of images and videos (`frames.read_frames`).
 
     Frames are decoded and embedded `batch` at a time; where an expert sees frames together, a folder or video at once.
+    What cannot be read or embedded is put into `faults`. Raises InputError where nothing is left.
     """
     names, rows = [], []
     with tqdm(desc=embedder.name, unit="frame", disable=not progress) as bar:
-        for some, images in in_batches(read_frames(sources, every), 0 if embedder.together else batch):
-            names += some
-            rows.append(embedder(images))
+        frames = read_frames(sources, every, faults)
+        for some, images in in_batches(frames, 0 if embedder.together else batch):
+            with faults.at(*some):
+                rows.append(embedder(images))
+                names += some
             bar.update(len(some))
+    if not rows:
+        raise InputError("no frame could be embedded: " + " | ".join(faults.lines()[:6]))
     return names, np.concatenate(rows)
 
 

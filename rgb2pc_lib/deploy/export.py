@@ -17,22 +17,29 @@ OPSET = 20
 INSTALL = "pip install 'rgb2pc[deploy]'"
 EXAMPLE = '''"""Embeddings of images by the compact student beside this file: python infer.py IMAGE [IMAGE ...]
 
-Needs onnxruntime, numpy and pillow; nothing else.
-"""
+Needs onnxruntime, numpy and pillow; nothing else."""
 
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"), providers=["CPUExecutionProvider"])
 size = session.get_inputs()[0].shape[1]  # images: uint8 [B, size, size, 3], RGB
 
 
+def upright(path):  # alpha over white, of 16 bits the upper 8: as in training
+    image = ImageOps.exif_transpose(Image.open(path))
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode[0] == "I" else image
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
 def embed(paths):  # -> float32 [B, E]
-    images = [Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for path in paths]
+    images = [upright(path).resize((size, size), Image.Resampling.BILINEAR) for path in paths]
     return session.run(None, {"images": np.stack([np.asarray(image) for image in images])})[0]
 
 

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.guarded import DAMAGE
-from rgb2pc_lib.data.files.writing import write_atomic
+from rgb2pc_lib.data.files.writing import new_file
 from rgb2pc_lib.data.listing import IMAGES, VIDEOS, timeline, walk
 from rgb2pc_lib.data.pictures import RULES, read_image, read_video
 from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.errors import InputError
 
+Value = TypeVar("Value")
 
-def read_frames(sources: Sequence[str | Path], every: int = 1) -> Iterator[tuple[str, str, np.ndarray]]:
+
+def read_frames(
+    sources: Sequence[str | Path], every: int = 1, faults: Faults = AT_ONCE
+) -> Iterator[tuple[str, str, np.ndarray]]:
     """(sequence, name, RGB pixels `[H, W, 3]` uint8) of all images and videos named, or lying in the folders named.
 
     Images of a folder come in the order of time and are named by their path inside it, or by the whole path where two
     sources share that; frames of a video are named `<file>#000012`, counted from 0. A sequence is a video or the images
     of one folder. `every` n keeps each n-th frame of a video.
-    Raises InputError naming what cannot be read; names are checked before anything is decoded.
+    An image that cannot be decoded is put into `faults`, and a video from where that happens on.
+    Raises InputError for names that are no images, videos or folders of them, before anything is decoded.
     """
     if every < 1:
         raise InputError(f"--every: expected at least 1, found {every}")
@@ -35,9 +43,18 @@ def read_frames(sources: Sequence[str | Path], every: int = 1) -> Iterator[tuple
     for short, path in files:
         name = short if shared[short] == 1 else path.as_posix()
         if path.suffix.lower() in VIDEOS:
-            yield from ((name, f"{name}#{i:06d}", image) for i, image in read_video(path, every))
-        else:
-            yield str(path.parent), name, read_image(path)
+            video = read_video(path, every)
+            while (frame := _next(video, name, faults)) is not None:
+                yield name, f"{name}#{frame[0]:06d}", frame[1]
+        elif (image := _next(map(read_image, [path]), name, faults)) is not None:
+            yield str(path.parent), name, image
+
+
+def _next(values: Iterator[Value], name: str, faults: Faults) -> Value | None:
+    """The next value, or None at the end or where `name` has a fault."""
+    with faults.at(name):  # around the reading alone, not around what is done with it
+        return next(values, None)
+    return None
 
 
 def _files(source: Path) -> list[tuple[str, Path]]:
@@ -100,13 +117,11 @@ def frame_cache(files: Sequence[Path], size: int, cache: Path | None = None, pro
     if (known := _cached(store, shape)) is not None:
         return known
 
-    def write(partial: Path) -> None:
-        out = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        for i, path in enumerate(tqdm(files, desc=f"frames at {size} px", disable=not progress, unit="frame")):
-            out[i] = resized(read_image(path), size)
-        out.flush()
-
-    write_atomic(store, write)
+    with new_file(store, math.prod(shape)) as partial, partial.open("wb") as out:
+        about = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(out, about)
+        for path in tqdm(files, desc=f"frames at {size} px", disable=not progress, unit="frame"):
+            out.write(resized(read_image(path), size).tobytes())
     return np.load(store, mmap_mode="r")
 
 

@@ -7,11 +7,13 @@ The folder is a run's folder without what belongs to its maker: no data, no path
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
+from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.files.guarded import expect, first_line, read_object
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
@@ -33,7 +35,7 @@ embeddings = embedder(images)  # uint8 [B, H, W, 3] -> [B, E]
 ```
 """
 _EXPORT = "export it again with tools/judge_compact.py"
-_COPIED = ("model.safetensors", "summary.json", "ledger.csv", "onnx.json", "model.onnx", "infer.py")
+_COPIED = ("model.safetensors", "ledger.csv", "onnx.json", "model.onnx", "infer.py")
 
 
 def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
@@ -60,6 +62,10 @@ def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
     for name in _COPIED:
         if run.file(name).exists():
             shutil.copyfile(run.file(name), folder / name)
+    summary = run.summary
+    left_out = {table: dict.fromkeys(summary[table], "") for table in ("excluded", "unreadable")}  # reasons name files
+    told = json.dumps(summary | left_out, indent=2)
+    write_atomic(folder / "summary.json", lambda p: p.write_text(told, encoding="utf-8"))
     write_atomic(folder / "config.json", lambda p: p.write_text(config.to_json(), encoding="utf-8"))
     write_atomic(folder / "README.md", lambda p: p.write_text(card, encoding="utf-8"))
     return folder
@@ -69,7 +75,10 @@ def anonymous(config: Config | CompactConfig) -> Config | CompactConfig:
     """The settings without folders, which mean nothing elsewhere and may name people."""
     if isinstance(config, CompactConfig):
         return dataclasses.replace(config, run="", more_rgb=(), backbone_weights="", save_dir="")
-    return dataclasses.replace(config, pc_root="", vis_roots={}, rgb_root="", state_root="", cloud_root="", save_dir="")
+    exclude = tuple(sorted(Exclusions.of(config.exclude).effect))  # without reasons
+    return dataclasses.replace(
+        config, pc_root="", vis_roots={}, rgb_root="", state_root="", cloud_root="", save_dir="", exclude=exclude
+    )
 
 
 def model_card(run: Run | CompactRun) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rgb2pc_lib.data import system
+from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
+from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
+from rgb2pc_lib.data.files.writing import free_bytes, gigabytes
 from rgb2pc_lib.data.listing import IMAGES, step_name, steps
 from rgb2pc_lib.data.pictures import image_size, read_image
 from rgb2pc_lib.encoders.encode import BatchSize, encode_frames, frames_encoded, windows
@@ -40,6 +43,8 @@ def extract(
     batch: int = 8,
     workers: int = 1,
     tasks: Iterable[str] = (),
+    faults: Faults = AT_ONCE,
+    exclude: Exclusions = NOTHING,
     progress: bool = True,
 ) -> tuple[int, int]:
     """Write `out/<task>/<episode>.pt` for every episode under `rgb_root`; the numbers of packs (written, kept).
@@ -49,19 +54,24 @@ def extract(
     time, fewer where they do not fit into memory; `workers` episodes proceed side by side, each on one processor
     thread, which is faster than several threads on one small network and far less disturbed by other programs.
     An expert that sees several frames together is large: it takes one episode at a time, with as many threads.
-    Raises InputError for a missing root or task, an unreadable or odd-sized frame, and a pack made with other settings.
+    Raises InputError for a missing root or task, and for packs made with other settings. An episode with an unreadable
+    or odd-sized frame, or whose pack is of other frames, is put into `faults` and has no new pack.
     """
-    episodes = shard(list_frames(rgb_root, tasks).items())
-    todo = []
-    for (task, episode), files in episodes:
-        path = out / task / f"{episode}.pt"
-        meta = encoder.meta(*image_size(files[0]))
-        meta |= {"episode_dir": f"{task}/{episode}", "task_name": task, "episode_name": episode}
-        if path.exists():
-            _check_kept(path, files, meta | layout(len(files), window, stride) | {"save_dtype": dtype})
-        else:
-            todo.append((path, Frames(files), meta))
+    todo, kept = [], 0
+    for (task, episode), files in shard(list_frames(rgb_root, tasks, faults, exclude).items()):
+        path, pack = out / task / f"{episode}.pt", None
+        with faults.at(f"{task}/{episode}"):
+            meta = encoder.meta(*image_size(files[0]))
+            meta |= {"episode_dir": f"{task}/{episode}", "task_name": task, "episode_name": episode}
+            if path.exists():
+                pack = _read_kept(path, files, exclude, (task, episode))
+                kept += 1
+            else:
+                todo.append((path, Frames(files), meta))
+        if pack:  # other settings are no fault of this one episode: nothing goes on
+            _check_settings(path, pack, meta | layout(pack["num_frames"], window, stride) | {"save_dtype": dtype})
 
+    system.keep_freed_memory()  # every batch of frames asks for the same memory anew
     size = BatchSize(batch)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # else threads begun later keep the workers' 1
@@ -79,13 +89,15 @@ def extract(
         def one(episode):
             path, frames, meta = episode
             paths = [f.relative_to(rgb_root).as_posix() for f in frames.files]
-            with new_pack(path, paths, meta["grid"], meta, window, stride, dtype) as put:
-                for place, tokens in encode_frames(encoder, frames, window, stride, size, seen):
-                    put(place, tokens)
+            with faults.at(meta["episode_dir"]):
+                with new_pack(path, paths, meta["grid"], meta, window, stride, dtype) as put:
+                    for place, tokens in encode_frames(encoder, frames, window, stride, size, seen):
+                        put(place, tokens)
+                return True
+            return False
 
-        for _ in pool.map(one, todo):
-            pass  # an error in one episode is raised here and calls off those not begun
-    return len(todo), len(episodes) - len(todo)
+        written = sum(pool.map(one, todo))  # what is no fault of an episode is raised here; those not begun are not
+    return written, kept
 
 
 class Frames:
@@ -113,64 +125,76 @@ class Frames:
 
 
 def disk_needs(
-    expert: Expert, rgb_root: Path, out: Path, *, window=8, stride=8, dtype="fp16", tasks: Iterable[str] = ()
-) -> str:
+    expert: Expert, rgb_root: Path, out: Path, *, window=8, stride=8, dtype="fp16", tasks: Iterable[str] = (),
+    exclude: Exclusions = NOTHING,
+) -> str:  # fmt: skip
     """What the packs of `extract` will take, one line an episode and the total, in words; nothing is read or written.
 
-    Raises InputError as `extract` does, for missing frames.
+    An episode with a fault has a line that says so. Raises InputError as `extract` does, for missing frames.
     """
-    lines, total, missing = [], 0, 0
-    for (task, episode), files in list_frames(rgb_root, tasks).items():
+    lines, total, missing, faults = [], 0, 0, Faults()
+    for (task, episode), files in list_frames(rgb_root, tasks, faults, exclude).items():
         index = windows(len(files), window, stride)
-        shape = len(index), len(index[0]), *expert.view(*image_size(files[0])).grid, expert.channels
+        try:
+            grid = expert.view(*image_size(files[0])).grid
+        except InputError as e:
+            faults.add(f"{task}/{episode}", str(e))
+            continue
+        shape = len(index), len(index[0]), *grid, expert.channels
         size = math.prod(shape) * DTYPES[dtype].itemsize
         there = (out / task / f"{episode}.pt").exists()
         total, missing = total + size, missing + size * (not there)
         lines.append(f"  {task}/{episode}: {list(shape)} {gigabytes(size)}{' (there already)' if there else ''}")
-    folder = next(p for p in (out, *out.absolute().parents) if p.exists())
-    free = gigabytes(shutil.disk_usage(folder).free)
-    lines.append(f"{expert.name}: {gigabytes(total)} in {len(lines)} packs, {gigabytes(missing)} to write; {free} free")
+    free = gigabytes(free_bytes(out))
+    packs = len(lines)
+    lines += [f"  {episode}: {said}" for episode, said in faults.found.items()]
+    lines.append(f"{expert.name}: {gigabytes(total)} in {packs} packs, {gigabytes(missing)} to write; {free} free")
     return "\n".join(lines)
 
 
-def gigabytes(size: int) -> str:
-    """A number of bytes for people.
+def list_frames(
+    rgb_root: Path, tasks: Iterable[str] = (), faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING
+) -> dict[tuple[str, str], list[Path]]:
+    """(task, episode) -> its frames `<rgb_root>/<task>/<episode>/<step>.png|jpg` in the order of time, but for those
+    that are excluded.
 
-    >>> gigabytes(5_000_000_000), gigabytes(1_250_000)
-    ('5.0 GB', '1.2 MB')
-    """
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 or not size else f"{size / 1e6:.1f} MB"
-
-
-def list_frames(rgb_root: Path, tasks: Iterable[str] = ()) -> dict[tuple[str, str], list[Path]]:
-    """(task, episode) -> its frames `<rgb_root>/<task>/<episode>/<step>.png|jpg` in the order of time.
-
-    Raises InputError for a missing root, a task without frames, a step that stands there twice, and frames of two
-    series in one episode.
+    Raises InputError for a missing root and a task without frames. An episode with a step that stands there twice, or
+    with frames of two series, is put into `faults`.
     """
     if not rgb_root.is_dir():
         raise InputError(f"{rgb_root}: expected a folder of RGB frames <task>/<episode>/step_0000.jpg, found none")
-    found = {key: [*files.values()] for key, files in steps(rgb_root, IMAGES).items()}
-    wanted = set(tasks)
-    missing = wanted - {task for task, _ in found}
-    if missing or not found:
+    broken: dict[tuple[str, str], str] = {}
+    every = exclude.episodes(steps(rgb_root, IMAGES, broken))
+    found = {key: [*kept.values()] for key, files in every.items() if (kept := exclude.steps(key, files))}
+    wanted, broken = set(tasks), exclude.episodes(broken)
+    faults.add_episodes({key: said for key, said in broken.items() if not wanted or key[0] in wanted})
+    missing = wanted - {task for task, _ in (*found, *broken)}
+    if missing or not (found or broken):
         there = ", ".join(sorted({task for task, _ in found})) or "no frames at all"
         asked = f"frames of {', '.join(sorted(missing))}" if missing else "<task>/<episode>/step_0000.png or .jpg"
         raise InputError(f"{rgb_root}: expected {asked}, found {there}; check --rgb_root and --tasks")
     return {key: files for key, files in found.items() if not wanted or key[0] in wanted}
 
 
-def _check_kept(path: Path, files: Sequence[Path], expected: dict) -> None:
+def _read_kept(path: Path, files: Sequence[Path], exclude: Exclusions, key: tuple[str, str]) -> dict:
+    """What a pack that is there says of itself. Raises InputError when it cannot be read, or is of other frames."""
     try:
         pack = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         found, names = pack["meta"], {step_name(name) for window in pack["frame_paths"] for name in window}
+        number = found["num_frames"]
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as e:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise InputError(f"{path}: expected an extracted pack, found: {reason}; delete the file") from None
-    differ = [f"{k} {found.get(k)} instead of {expected[k]}" for k in _IDENTITY if found.get(k) != expected[k]]
-    if not differ and (other := names ^ {step_name(file.name) for file in files}):
-        differ = [f"other frames, such as {min(other)}"]
-    if differ:
+    other = exclude.steps(key, dict.fromkeys(names)).keys() ^ {step_name(file.name) for file in files}
+    if number != len(names) or other:
+        what = f"num_frames {number} instead of {len(files)}" if number != len(files) else "other frames"
+        example = f", such as {min(other)}" if other else ""
+        raise InputError(f"{path}: this pack was made with {what}{example}; delete it to make it again")
+    return found
+
+
+def _check_settings(path: Path, found: dict, expected: dict) -> None:
+    if differ := [f"{k} {found.get(k)} instead of {expected[k]}" for k in _IDENTITY if found.get(k) != expected[k]]:
         raise InputError(
             f"{path}: this pack was made with {', '.join(differ)}; "
             "delete the folder of packs to make them again, or write elsewhere with --out"

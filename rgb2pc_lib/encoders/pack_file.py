@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from rgb2pc_lib.data.files.writing import new_file
 from rgb2pc_lib.data.mapped import bits, find
 from rgb2pc_lib.data.numbers import as_type
 from rgb2pc_lib.data.packs import KEY
@@ -26,7 +26,7 @@ def new_pack(
 
     It is a torch file of the documented layout, laid out at once by `torch.save` and then filled, so the checksum that
     zip archives have of their entries stays zero; nothing that reads packs looks at it. The pack has a hidden name
-    until all places are filled and on the disk; what an interrupted attempt left is overwritten by the next.
+    until all places are filled and on the disk; what an interrupted attempt left is removed by the next.
     `meta["enc_embed_dim"]` says the channels. Raises InputError when tokens have another shape, are no finite numbers
     or do not fit into the type, and when places are left.
 
@@ -47,30 +47,27 @@ def new_pack(
         "frame_paths": [[frame_paths[i] for i in rows] for rows in index],
         "meta": meta,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with torch.serialization.skip_data():
-        torch.save(pack, unfinished)
-    found, size = find(unfinished, features), features[0, 0].nbytes
-    assert found is not None  # torch has just written it
     names = [frame_paths[i] for rows in index for i in rows]
     left = set(range(shape[0] * shape[1]))
-    with open(unfinished, "r+b") as f:
+    with new_file(path, features.nbytes, alone=True) as unfinished:
+        with torch.serialization.skip_data():
+            torch.save(pack, unfinished)
+        found, size = find(unfinished, features), features[0, 0].nbytes
+        assert found is not None  # torch has just written it
+        with open(unfinished, "r+b") as f:
 
-        def put(place, tokens):
-            if tuple(tokens.shape) != shape[2:]:
-                raise InputError(f"{path}: expected tokens {list(shape[2:])} of a frame, found {list(tokens.shape)}")
-            stored = as_type(tokens, DTYPES[dtype], f"{path}, frame {names[place]}")
-            f.seek(found.offset + place * size)
-            f.write(bits(stored.contiguous().cpu()).data)
-            left.discard(place)
+            def put(place, tokens):
+                if tuple(tokens.shape) != shape[2:]:
+                    expected = f"tokens {list(shape[2:])} of a frame"
+                    raise InputError(f"{path}: expected {expected}, found {list(tokens.shape)}")
+                stored = as_type(tokens, DTYPES[dtype], f"{path}, frame {names[place]}")
+                f.seek(found.offset + place * size)
+                f.write(bits(stored.contiguous().cpu()).data)
+                left.discard(place)
 
-        yield put
+            yield put
         if left:
             raise InputError(f"{path}: expected tokens for all {shape[0] * shape[1]} places, {len(left)} are missing")
-        f.flush()
-        os.fsync(f.fileno())  # the bytes reach the disk before the name does
-    os.replace(unfinished, path)
 
 
 def layout(frames: int, window: int, stride: int) -> dict:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from rgb2pc_lib.data.files.guarded import expect
 from rgb2pc_lib.data.files.weights import fill, read_weights
 from rgb2pc_lib.data.workspace import PROJECT
-from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder, square
+from rgb2pc_lib.encoders.weights import network_fingerprint
 
 WEIGHTS = PROJECT / "data" / "simdepth" / "simdepth.safetensors"
 
@@ -66,6 +66,9 @@ class DepthNetwork(nn.Module):
     (torch.Size([2, 16, 8, 8]), torch.Size([2, 4, 16, 16]))
     """
 
+    middle: Tensor
+    scale: Tensor
+
     def __init__(self, config: DepthConfig = DepthConfig(), seed: int | None = 0):  # noqa: B008 (frozen)
         super().__init__()
         self.config = config
@@ -78,6 +81,8 @@ class DepthNetwork(nn.Module):
             self.lateral = nn.ModuleList(_conv(n * c, width, 1) for n in (2, 4, 6))
             self.smooth = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), _conv(width, width, 3), nn.BatchNorm2d(width))
             self.tell = nn.Conv2d(width, 4 * 4, 1)
+            self.register_buffer("middle", torch.zeros(4))  # of what is told: depth and place, m
+            self.register_buffer("scale", torch.ones(4))
         if seed is not None:  # None: no weights, and no memory for them, until a state dict is assigned
             _initialise(self.to_empty(device="cpu"), torch.Generator().manual_seed(seed))
 
@@ -105,6 +110,8 @@ def _initialise(network: nn.Module, draw: torch.Generator) -> None:
             layer.reset_running_stats()
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
+    network.middle.zero_()
+    network.scale.fill_(1)
 
 
 # -- weights
@@ -138,7 +145,7 @@ def describe(name: str = "simdepth", weights=None) -> Expert:
 def load_simdepth(device: str = "cpu") -> ImageEncoder:
     """SimDepth with the project's weights: 96 channels at stride 8, from which depth is read by one linear layer."""
     network = load_network()
-    made_by = f"simdepth {fingerprint(network)}"
+    made_by = f"simdepth {network_fingerprint(network)}"
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(x: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rgb2pc_lib.data import system
 from rgb2pc_lib.data.clouds import read_ply, transform
-from rgb2pc_lib.data.listing import step_name
+from rgb2pc_lib.data.listing import step_name, steps
 from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
-from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds
 from rgb2pc_lib.encoders.simdepth import DepthNetwork
 from rgb2pc_lib.errors import InputError
 
@@ -53,14 +53,16 @@ class Surfaces:
     uv: Tensor  # [S, N, 2] float16, fractions of the image from -1 to 1
     depth: Tensor  # [S, N] float32, m
     place: Tensor  # [S, N, 3] float32, m, in the robot's frame
+    randomised: Tensor  # [S] bool, whether the episode's look is
 
 
-def load_surfaces(*roots: Path, size: int, progress: bool = True) -> Surfaces:
-    """Frames, clouds and camera poses under `<root>/rgb`, `clouds` and `state`, as the recorder writes them.
+def load_surfaces(*roots: Path, size: int, every: int = 1, progress: bool = True) -> Surfaces:
+    """Frames, clouds and camera poses under `<root>/rgb`, `clouds` and `state`, of `every` so many-th episode.
 
     Raises InputError naming a file for clouds in the world frame, of different sizes, or without pixels.
     """
-    episodes = [(root, key, paths) for root in roots for key, paths in list_clouds(root / "clouds").items()]
+    found = ((root, steps(root / "clouds", (".ply",))) for root in roots)
+    episodes = [(root, key, list(files.values())) for root, of in found for key, files in of.items()][::every]
     with ThreadPoolExecutor() as pool:
         parts = list(
             tqdm(pool.map(lambda e: _surfaces(*e, size), episodes), "frames", len(episodes), disable=not progress)
@@ -74,12 +76,12 @@ def load_surfaces(*roots: Path, size: int, progress: bool = True) -> Surfaces:
 def _surfaces(root: Path, key: tuple[str, str], paths: list[Path], size: int) -> tuple[np.ndarray, ...]:
     path = state_file(root / "state", *key)
     state = read_state(path)
-    steps = [step_name(p.name) for p in paths]
-    pose = poses(state, rows_of(state, steps, path), path)
+    names = [step_name(p.name) for p in paths]
+    pose = poses(state, rows_of(state, names, path), path)
     if pose is None or "world_to_camera" not in state:
         raise InputError(f"{path}: expected clouds in a camera's frame and world_to_camera [4, 4]; record it again")
     images, uvs, depths, places = [], [], [], []
-    for cloud_path, step, of in zip(paths, steps, pose, strict=True):
+    for cloud_path, step, of in zip(paths, names, pose, strict=True):
         cloud = read_ply(cloud_path)
         frame = read_image(root / "rgb" / key[0] / key[1] / f"{step}.jpg")
         if cloud.uv is None:
@@ -90,7 +92,8 @@ def _surfaces(root: Path, key: tuple[str, str], paths: list[Path], size: int) ->
         uvs.append((2 * (cloud.uv + 0.5) / extent - 1).astype(np.float16))
         depths.append(cloud.xyz[:, 2])
         places.append(transform(cloud.xyz, np.linalg.inv(of)).astype(np.float32))
-    return np.stack(images), np.stack(uvs), np.stack(depths), np.stack(places)
+    look = np.full(len(paths), bool(state.get("randomised", False)))
+    return np.stack(images), np.stack(uvs), np.stack(depths), np.stack(places), look
 
 
 def learn(network: DepthNetwork, data: Surfaces, config: DepthTraining) -> Iterator[dict[str, float]]:
@@ -98,6 +101,7 @@ def learn(network: DepthNetwork, data: Surfaces, config: DepthTraining) -> Itera
 
     What is learned is in standard deviations, so that the four numbers of a pixel weigh alike.
     """
+    system.keep_freed_memory()
     draw = torch.Generator().manual_seed(config.seed)
     told = torch.cat([data.depth[..., None], data.place], -1)  # [S, N, 4]
     middle, scale = told.mean((0, 1)), told.std((0, 1)).clamp(min=1e-6)
@@ -110,8 +114,7 @@ def learn(network: DepthNetwork, data: Surfaces, config: DepthTraining) -> Itera
         rows = torch.randint(len(data.images), (config.batch,), generator=draw)
         images = recoloured(data.images[rows].float() / 255, config.colour, draw)
         found = network.surfaces(network(images.contiguous(memory_format=torch.channels_last)))
-        at = F.grid_sample(found, data.uv[rows, :, None].float(), align_corners=False, padding_mode="border")
-        error = at[..., 0].mT - (told[rows] - middle) / scale  # [B, N, 4]
+        error = _at(found, data.uv[rows]) - (told[rows] - middle) / scale  # [B, N, 4]
         loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
         optimiser.zero_grad()
         loss.backward()
@@ -120,6 +123,26 @@ def learn(network: DepthNetwork, data: Surfaces, config: DepthTraining) -> Itera
         off = 100 * (error.detach() * scale)
         yield {"depth": off[..., 0].abs().mean().item(), "place": off[..., 1:].norm(dim=-1).mean().item()}
     network.eval()
+    network.middle.copy_(middle)
+    network.scale.copy_(scale)
+
+
+def _at(maps: Tensor, uv: Tensor) -> Tensor:
+    """Maps `[B, C, h, w]` at pixels `[B, N, 2]` (-1 to 1): `[B, N, C]`."""
+    at = F.grid_sample(maps, uv[:, :, None].float(), align_corners=False, padding_mode="border")
+    return at[..., 0].mT
+
+
+@torch.inference_mode()
+def errors(network: DepthNetwork, data: Surfaces, batch: int = 32) -> Tensor:
+    """How far off a network is, `[S, 2]`: each frame's mean error of depth, a share of it, and of the place (m)."""
+    found = []
+    for rows in torch.arange(len(data.images)).split(batch):
+        maps = network.surfaces(network(data.images[rows].float() / 255))
+        told = _at(maps, data.uv[rows]) * network.scale + network.middle
+        depth = ((told[..., 0] - data.depth[rows]).abs() / data.depth[rows]).mean(1)
+        found.append(torch.stack([depth, (told[..., 1:] - data.place[rows]).norm(dim=-1).mean(1)], 1))
+    return torch.cat(found)
 
 
 def recoloured(images: Tensor, amount: float, draw: torch.Generator) -> Tensor:

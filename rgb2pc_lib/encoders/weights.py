@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -54,6 +56,17 @@ def find_weights(expert: str, source: Source, weights: str | Path | None, allow_
     if allow_download and re.fullmatch(r"[\w-]+/[\w.-]+", str(weights)):
         return _from_hub(expert, source, str(weights))
     raise InputError(f"{weights}: no such file or folder. {source.says(expert)}")
+
+
+def network_fingerprint(network: nn.Module, *facts: str) -> str:
+    """Sixteen hexadecimal digits that follow from the config, every weight, and what else decides the features."""
+    config: Any = network.config
+    digest = hashlib.sha256(json.dumps(asdict(config)).encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    for fact in facts:
+        digest.update(fact.encode())
+    return digest.hexdigest()[:16]
 
 
 def _from_hub(expert, source, repository):

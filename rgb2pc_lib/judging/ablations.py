@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rgb2pc_lib.data.workspace import Workspace, portable
+from rgb2pc_lib.data.workspace import portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import Judgement, judge_students, judged_config, over_seeds, singles, without_each
+from rgb2pc_lib.judging.evaluate import Judgement, judge_students, over_seeds, singles, without_each
 from rgb2pc_lib.judging.verdicts import difference, interval
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config
@@ -52,9 +52,8 @@ QUESTIONS = (*SETTINGS, "experts", "teachers")
 
 
 def line_up(
-    workspace: Workspace, questions: list[str], seeds: int, out: Path, steps: int | None = None,
-    teachers: dict[str, Path] | None = None,
-) -> list[tuple[str, Config]]:  # fmt: skip
+    base: Config, questions: list[str], seeds: int, out: Path, teachers: dict[str, Path] | None = None
+) -> list[tuple[str, Config]]:
     """(name, config) of every training behind the answers: the base, each answer, and students with other experts.
 
     "experts" are a student of each expert alone and one without it; "teachers" students of other teachers' features of
@@ -66,7 +65,6 @@ def line_up(
     if unknown:
         known = ", ".join(QUESTIONS)
         raise InputError(f"--only: expected questions among {known}; found {', '.join(sorted(unknown))}")
-    base = judged_config(workspace, steps)
     answers: dict[str, dict] = {BASE: {}}
     for question in questions:
         if question == "experts":

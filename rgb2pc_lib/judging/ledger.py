@@ -27,6 +27,7 @@ from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Run
 
 TEACHER, FUSED = "teacher", "fused student"
+_WORTH = 0.02  # R2: smaller gaps are not divided by
 COSTS = ("parameters, M", "CPU ms a frame", "memory, MB")
 
 
@@ -88,6 +89,39 @@ def advantage_kept(table: pd.DataFrame, compact: str) -> pd.DataFrame:
         kept = (values[compact] - values[best]) / gap if sign * gap > 0 else np.nan
         lines.append((measure, best, *values, kept))
     return pd.DataFrame(lines, columns=["measure", "best expert", "best", "fused", "compact", "kept"])
+
+
+def compact_hops(table: pd.DataFrame) -> list[str]:
+    """Names of the compact students of a ledger."""
+    return [h for h in _with(table, "R@1") if h != FUSED]
+
+
+def expert_hops(table: pd.DataFrame) -> list[str]:
+    """Names of the experts of a ledger."""
+    return [h for h in _with(table, "CKA") if h not in (TEACHER, FUSED, *compact_hops(table))]
+
+
+def _with(table, measure):
+    return table.loc[table["measure"] == measure, "hop"].tolist()
+
+
+def in_words(table: pd.DataFrame) -> list[str]:
+    """What a ledger says of each compact student, computed from its figures: what it keeps, and what it saves."""
+    times = table[table["measure"] == COSTS[1]].set_index("hop")["value"]
+    said = []
+    for name in compact_hops(table):
+        lines = advantage_kept(table, name)
+        for row in lines[lines["measure"].isin(("R2 tcp", "R2 object", "R2 distance"))].itertuples():
+            gap = row.fused - row.best
+            told = f"{name}: {row.measure} {row.compact:.2f} (fused {row.fused:.2f}, {row[2]} {row.best:.2f})"
+            if gap < _WORTH:
+                said.append(f"{told}: fusion has no advantage over the best expert that could be kept")
+            else:
+                said.append(f"{told}: keeps {100 * row.kept:.0f} % of what fusion gained")
+        for hop in (name, f"{name}, ONNX"):
+            if hop in times:
+                said.append(f"{hop}: {times[hop]:.0f} CPU ms a frame, {times[FUSED] / times[hop]:.0f} times faster")
+    return [*said, "One training each: what another seed changes is not in these figures."]
 
 
 def costs(runs: Mapping[str, Run | CompactRun], images: np.ndarray, repeats: int = 5, threads: int = 1) -> pd.DataFrame:

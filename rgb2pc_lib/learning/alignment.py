@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rgb2pc_lib.data.geometry import same_points
 from rgb2pc_lib.data.pairing import Samples
-from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan, Planner
+from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan, Planner, refuse_not_finite
 from rgb2pc_lib.data.step_points import PointReader
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.losses import info_nce, load_balance
@@ -178,6 +178,7 @@ class Alignment(Distillation):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             out = self.student.places(part.tokens, part.present, noise)
             points = self.student.points(batch.points)
+        refuse_not_finite(part, self.samples, out.embedding)
         aligned = {
             "places": out.embedding.float(),  # [b, P, E]
             "points": points.float(),  # [b, P, E]

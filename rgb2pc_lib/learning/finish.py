@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, lattice, ordered_plans
+from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, lattice, ordered_plans, refuse_not_finite
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.metrics import agreement, retrieval
 from rgb2pc_lib.learning.models import Student
@@ -40,6 +40,7 @@ def embed_samples(
     with ranks.agreed():
         for start, b in zip(starts, gatherer.run(plans), strict=True):
             out = student(b.tokens, b.present, b.positions)
+            refuse_not_finite(b, gatherer.samples, out.embedding)
             embeddings[start : start + batch] = out.embedding.float()
             gates[start : start + batch] = out.gates.mean(1).float()
     ranks.add_up([embeddings, gates])  # each row stands on one rank and is zero on the others
@@ -84,6 +85,8 @@ def finish(run: Run, prepared: Prepared) -> None:
         "n_train": len(data.training),
         "n_validation": len(data.validation),
         "n_held_out": int(held_out.sum()),
+        "excluded": data.samples.pairing.excluded,
+        "unreadable": data.samples.pairing.unreadable,
         "precision": "bfloat16" if aim.amp else "float32",
         "held-out": figures | aim.figures(gatherer, data.held_out),
         "gates": dict(zip(student.experts, gates[held_out].mean(0).tolist(), strict=True)),

@@ -215,21 +215,21 @@ def _blocks(present: Tensor, positions: Tensor, side: int) -> Tensor:
     return inside / inside.sum(1, keepdim=True).clamp(min=1)
 
 
-_CACHED = 2**19  # values that stay in a processor's cache between two passes
+_CACHED = 2**19  # values that stay in a thread's cache between two passes
 
 
 def normalised(tokens: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> Tensor:
     """LayerNorm in `dtype`, rounded to what the matrix product after it takes: `norm(tokens.to(dtype))`.
 
-    On a CPU, for tokens that need no gradient, in blocks of rows that stay in its cache, and mean and variance one
-    after the other: ten times as fast.
+    On a CPU, for tokens that need no gradient, in blocks of rows that stay in the caches of its threads, and mean and
+    variance one after the other: ten times as fast.
     """
     if tokens.device.type != "cpu" or tokens.requires_grad:
         whole: Tensor = norm(tokens.to(dtype))
         return whole
     rounded = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
     out, channels = torch.empty(tokens.shape, dtype=rounded), tokens.shape[-1]
-    rows = max(_CACHED // channels, 1)
+    rows = max(_CACHED * torch.get_num_threads() // channels, 1)
     for block, result in zip(tokens.flatten(0, -2).split(rows), out.flatten(0, -2).split(rows), strict=True):
         block = block.to(dtype)
         centred = block - block.mean(-1, keepdim=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rgb2pc_lib.data.pairing import Samples
-from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan
+from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan, refuse_not_finite
 from rgb2pc_lib.learning.losses import NearInTime, info_nce, load_balance, normalised_mse, relational
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.runs import Config
@@ -66,7 +66,7 @@ class Distillation:
         self.config, self.student, self.mean, self.device = config, student.train(), mean, mean.device
         self.experts = student.experts
         self.amp = config.amp == "on"  # "auto" is decided before the loop, once for all ranks
-        keys = samples.keys()
+        self.samples, keys = samples, samples.keys()
         episode, time = keys.groupby(["task", "episode"]).ngroup(), keys["time"]
         self.episode, self.time = (torch.tensor(k.to_numpy(np.int32), device=self.device) for k in (episode, time))
         self.places = min(config.student_tokens, math.prod(samples.pairing.finest_grid))
@@ -82,6 +82,7 @@ class Distillation:
     def outputs(self, batch: Batch, noise: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             out = self.student(batch.tokens, batch.present, batch.positions, noise)
+        refuse_not_finite(batch, self.samples, out.embedding)
         samples = torch.from_numpy(batch.samples).to(self.device)
         outputs = {"embedding": out.embedding.float(), "gates": out.gates.float(), "samples": samples}
         return outputs | ({"present": batch.present} if self.config.load_balance else {})

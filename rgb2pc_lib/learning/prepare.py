@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rgb2pc_lib.data.pairing import Samples, pair, select, split
+from rgb2pc_lib.data.pairing import Samples, pair, readable, select, split
 from rgb2pc_lib.data.sampling import Batch, Gatherer, Planner
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import alignment, objective, ranks
@@ -40,6 +40,12 @@ class Data:
     def open(cls, config: Config) -> Data:
         """Pair, select and split. Raises InputError for anything that is wrong with the input."""
         pairing = pair(config.workspace, list(config.tasks) or None)
+        if config.unreadable == "leave_out":
+            pairing = readable(pairing)
+            some = ranks.rank() == 0 and next(iter(pairing.unreadable.items()), None)
+            if some:
+                left = f"{len(pairing.unreadable)} unreadable episode(s) are left out, such as {some[0]} ({some[1]})"
+                tqdm.write(f"note: {left}", file=sys.stderr)
         for note in pairing.notes if ranks.rank() == 0 else ():
             tqdm.write(f"note: {note}", file=sys.stderr)
         samples = select(

@@ -13,12 +13,15 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.errors import InputError
 
 if TYPE_CHECKING:  # it takes seconds to import
@@ -137,6 +140,25 @@ def first_then_rest(make: Callable[[], Item]) -> Item:
         if rank() > 0:
             made = make()
     return made
+
+
+def tell(faults: Faults, report: Path) -> int:
+    """`Faults.tell` of the faults of all ranks, by rank 0, once all have come to here, however long that takes.
+
+    A process that ended with a status of its own would end the others, whose work is not yet done. Ranks that were not
+    started together (by torchrun) have a report each.
+    """
+    together = torch.distributed.is_torchelastic_launched()
+    if world() > 1 and together:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo", timeout=timedelta(days=365))
+        found: list[Any] = [None] * world()
+        torch.distributed.all_gather_object(found, faults.found)
+        for others in found:
+            faults.found |= others
+    if rank() == 0:
+        return faults.tell(report)
+    return 2 * bool(faults.found) if together else faults.tell(report.with_stem(f"{report.stem}.{rank()}"))
 
 
 def wait() -> None:

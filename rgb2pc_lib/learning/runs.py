@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save as save_tensors
 
+from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.files.guarded import (
     check_archive,
     expect,
@@ -33,7 +35,7 @@ from rgb2pc_lib.data.files.guarded import (
 from rgb2pc_lib.data.files.weights import Network, fill, read_weights
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.packs import COPIES, load_torch
-from rgb2pc_lib.data.pairing import FALLBACKS, UNITS
+from rgb2pc_lib.data.pairing import FALLBACKS, UNITS, UNREADABLE
 from rgb2pc_lib.data.step_points import KINDS
 from rgb2pc_lib.data.teacher import POOLINGS as TEACHER_POOLINGS
 from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
@@ -79,6 +81,8 @@ class Config(Settings):
     cloud_root: str = option("", "folder of PLY clouds (shown in notebooks)")
     teacher_tag: str = option("", "which ulip_<tag> to use where a step has several")
     tasks: tuple[str, ...] = option((), "tasks to use; none named: all")
+    exclude: tuple[str, ...] = option((), "left out on purpose: an exclusion list, FILE.toml, or TASK/EPISODE[/STEP]")
+    unreadable: str = option("refuse", "what settles an episode of which a file cannot be read", UNREADABLE)
     # pairing
     strict_pairing: bool = option(True, "teacher and student see the same step, by name; otherwise any of the episode")
     pairing_fallback: str = option("skip", "what settles a step that a source lacks", FALLBACKS)
@@ -145,6 +149,9 @@ class Config(Settings):
 
     def refuse(self) -> None:
         super().refuse()
+        if files := [entry for entry in self.exclude if entry.endswith(".toml")]:
+            raise InputError(f"--exclude {files[0]}: a run records the entries of a list, not its name; read it first")
+        Exclusions.of(self.exclude)
         if not 0 < self.held_out < 1:
             raise InputError(f"--held_out {self.held_out:g}: that leaves nothing on one side; 0.25 is usual")
         if self.fuse_dim < 3:
@@ -167,6 +174,25 @@ class Config(Settings):
             raise InputError("--loss_consistency: expected --route geometric, which can draw two steps of an episode")
         if self.loss_consistency and self.student_tokens < 2:
             raise InputError("--student_tokens 1: half of them are pairs for --loss_consistency; use 2 or more")
+
+    def with_settings(self, texts: list[str]) -> Config:
+        """The same settings but for some, each a text `name=value`. Raises InputError for what is no setting.
+
+        >>> Config().with_settings(["pooling=attention", "lr=0.01"]).lr
+        0.01
+        """
+        kinds = typing.get_type_hints(Config)
+        found: dict[str, Any] = {}
+        for text in texts:
+            name, equals, value = text.partition("=")
+            if not equals or kinds.get(name) not in (str, int, float):
+                known = ", ".join(sorted(k for k, kind in kinds.items() if kind in (str, int, float)))
+                raise InputError(f"setting {text!r}: expected NAME=VALUE with one of {known}")
+            try:
+                found[name] = kinds[name](value)
+            except ValueError:
+                raise InputError(f"setting {text!r}: expected {kinds[name].__name__}, found {value!r}") from None
+        return dataclasses.replace(self, **found)
 
     @property
     def aligns(self) -> bool:
@@ -195,7 +221,14 @@ class Config(Settings):
             clouds=clouds,
             experts={k: PROJECT / v for k, v in self.vis_roots.items()},
             teacher_tag=self.teacher_tag or None,
+            exclude=Exclusions.of(self.exclude),
         )
+
+    def changes(self, other: Settings) -> dict[str, tuple[Any, Any]]:
+        found = super().changes(other)
+        if "exclude" in found and len({Exclusions.of(entries).effect for entries in found["exclude"]}) == 1:
+            del found["exclude"]  # reasons and order change nothing
+        return found
 
     def with_workspace(self, workspace: Workspace) -> Config:
         """The same settings on other data.
@@ -212,6 +245,7 @@ class Config(Settings):
             cloud_root=portable(workspace.clouds),
             vis_roots={k: portable(v) for k, v in workspace.experts.items()},
             teacher_tag=workspace.teacher_tag or "",
+            exclude=workspace.exclude.lines,
         )
 
 
@@ -270,6 +304,9 @@ class RunFolder:
         found = read_object(path, ANEW)
         for key, kind in {"n_train": int, "n_held_out": int, "held-out": dict}.items():
             expect(found.get(key), kind, path, key, ANEW)
+        for table in ("excluded", "unreadable"):
+            for name, why in expect(found.setdefault(table, {}), dict, path, table, ANEW).items():
+                expect(why, str, path, f"{table}: {name}", ANEW)
         for table in ("held-out", "gates"):
             for name, value in expect(found.get(table, {}), dict, path, table, ANEW).items():
                 expect(value, (int, float), path, f"{table}: {name}", ANEW)
@@ -380,6 +417,21 @@ class Run(RunFolder):
             self.file("model.safetensors"),
             lambda p: p.write_bytes(save_tensors({**tensors, "teacher_mean": teacher_mean.cpu()}, {"student": about})),
         )
+
+
+def left_out_words(summary: dict[str, Any]) -> str:
+    """What a run's data lacked on purpose, in a sentence; nothing where that is nothing.
+
+    >>> left_out_words({"excluded": {"push/ep_3": "", "push/ep_4/step_0007": ""}, "unreadable": {"push/ep_5": "cut"}})
+    'Left out: 1 episode and 1 step by the exclusion list, 1 episode that cannot be read.'
+    """
+    kinds = [name.count("/") for name in summary["excluded"]]
+    counts = [(kinds.count(1), "episode"), (kinds.count(2), "step")]
+    listed = " and ".join(f"{n} {what}{'s' * (n > 1)}" for n, what in counts if n)
+    bad = len(summary["unreadable"])
+    parts = [f"{listed} by the exclusion list"] * bool(listed)
+    parts += [f"{bad} episode{'s' * (bad > 1)} that cannot be read"] * bool(bad)
+    return f"Left out: {', '.join(parts)}." if parts else ""
 
 
 def build_student(config: Config, channels: dict[str, int], embed_dim: int, blank: bool = False) -> Student:

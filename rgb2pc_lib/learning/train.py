@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rgb2pc_lib.data import system
 from rgb2pc_lib.data.files.guarded import first_line
-from rgb2pc_lib.data.files.writing import claim, write_atomic
+from rgb2pc_lib.data.files.writing import claim, told, write_atomic
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.finish import curve, finish
@@ -100,8 +101,6 @@ def begin(run: RunFolder, config: Settings, resume: bool) -> dict[str, Any] | No
         torch.set_num_threads(config.num_threads)
     if ranks.rank() != 0:
         return None
-    if run.folder.exists() and not run.folder.is_dir():
-        raise InputError(f"{run.folder}: is a file; choose another --save_dir")
     if resume:
         return _resume_state(run, config)
     if run.file("config.json").exists():
@@ -131,7 +130,8 @@ def follow(
         _drop_lines_after(run, first)
     done, written = first, first
     coming = batches(first)
-    with SummaryWriter(str(run.file("tensorboard")), purge_step=first + 1) if writes else nullcontext() as board:
+    board_of = partial(SummaryWriter, str(run.file("tensorboard")), purge_step=first + 1)
+    with told(run.file("tensorboard")), board_of() if writes else nullcontext() as board:
         try:
             for n in range(first, config.steps):
                 start = time.perf_counter()
@@ -191,7 +191,7 @@ def _drop_lines_after(run: RunFolder, step: int) -> None:
 
 def _log(run: RunFolder, board: SummaryWriter, progress: Progress, rate: float) -> None:
     row = progress.row() | {"lr": rate}
-    with open(run.file("metrics.jsonl"), "a", encoding="utf-8") as f:
+    with told(run.file("metrics.jsonl")), open(run.file("metrics.jsonl"), "a", encoding="utf-8") as f:
         f.write(json.dumps(row) + "\n")
     for name, value in row.items():
         if name != "step":

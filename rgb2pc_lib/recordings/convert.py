@@ -8,7 +8,6 @@ for each class that the file names and takes its attributes; a file that calls a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,24 @@ from torch.utils.serialization import config as serialization
 from tqdm import tqdm
 
 from rgb2pc_lib.data import system
+from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.guarded import first_line
-from rgb2pc_lib.data.listing import natural_key
+from rgb2pc_lib.data.files.writing import new_file
+from rgb2pc_lib.data.listing import IMAGES, natural_key, steps_of
 from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, list_packs, load_torch, locate, open_zarr
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, remedy
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_IMAGES = (".png", ".jpg", ".jpeg")
 
 
 def convert(
     source: Path, out: Path, rgb_root: Path | None = None, dtype: str | None = None, stride: int = 0,
-    frame_copy: str | None = None, progress=True,
-) -> tuple[int, int, list[str]]:  # fmt: skip
-    """Write `out/<task>/<episode>.pt` for every pack under `source`; the numbers (written, kept) and the errors.
+    frame_copy: str | None = None, progress=True, faults: Faults = AT_ONCE,
+) -> tuple[int, int]:  # fmt: skip
+    """Write `out/<task>/<episode>.pt` for every pack under `source`; the numbers (written, kept).
 
     A pack that is in `out` already is kept, so an interrupted conversion goes on where it stopped. One that cannot be
-    converted gives one error message and does not stop the others.
+    converted is put into `faults`.
 
     Args:
         rgb_root: frames `<task>/<episode>/step_0000.png|jpg`, for packs that do not say the names of their steps.
@@ -46,7 +46,7 @@ def convert(
     Raises InputError for a missing root, one without packs, and an `out` at or below `source`.
 
     >>> convert(Path("features_vggt_old"), Path("features_vggt"), dtype="fp16")  # doctest: +SKIP
-    (64, 0, [])
+    (64, 0)
     """
     if frame_copy not in (None, "middle", "last"):
         raise InputError(f"one copy a frame cannot be {frame_copy}; choose middle or last, or keep all windows")
@@ -55,25 +55,26 @@ def convert(
             raise InputError(f"{root}: expected a folder, found none; check --from and --rgb_root")
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise InputError(f"{out}: lies in the folder that is converted, {source}; choose another --out")
-    packs = list_packs(source)
-    if not packs:
+    broken: dict[tuple[str, str], str] = {}
+    packs = list_packs(source, broken)
+    faults.add_episodes(broken)
+    if not (packs or broken):
         raise InputError(f"{source}: expected packs <task>/<episode>.pt or .zarr, found none; check --from")
-    written, kept, errors = 0, 0, []
+    written, kept = 0, 0
     with tqdm(packs.items(), desc=source.name, unit="pack", disable=not progress) as bar:
         for (task, episode), path in bar:
             bar.set_postfix_str(f"{task}/{episode}")
             target = out / task / f"{episode}.pt"
-            try:
+            with faults.at(f"{task}/{episode}"):
                 if target.exists():
                     _check_kept(target, dtype, frame_copy)
                     kept += 1
                 else:
-                    frames = list_frames(rgb_root / task / episode) if rgb_root else []
+                    steps = steps_of(rgb_root / task / episode, IMAGES) if rgb_root else {}
+                    frames = [p.name for p in steps.values()]
                     write_pack(target, as_pack(path, frames, dtype, stride, frame_copy), path)
                     written += 1
-            except InputError as e:
-                errors.append(str(e))
-    return written, kept, errors
+    return written, kept
 
 
 def as_pack(
@@ -119,25 +120,15 @@ def as_pack(
 
 def write_pack(target: Path, pack: dict, source: Path) -> None:
     """Write a pack that appears under its name only when it is whole and opens as a pack."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        try:
-            large = pack[KEY].nbytes > 2**20  # whose rows then lie in fewer pages
-            alignment = {"save.storage_alignment": system.PAGE if large else 64}
-            with serialization.patch(alignment):  # type: ignore[attr-defined]  # torch adds it when it is imported
-                torch.save(pack, partial)
-        except RuntimeError as e:
-            raise OSError(f"{target}: cannot be written ({first_line(e)}); is the disk full?") from None
+    size = pack[KEY].nbytes
+    with new_file(target, size, alone=True) as partial:
+        alignment = {"save.storage_alignment": system.PAGE if size > 2**20 else 64}  # rows in fewer pages
+        with serialization.patch(alignment):  # type: ignore[attr-defined]  # torch adds it when it is imported
+            torch.save(pack, partial)
         try:
             FeaturePack.open(partial)
         except InputError as e:
             raise InputError(str(e).replace(str(partial), str(source))) from None
-        with open(partial, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # -- reading without running
@@ -171,7 +162,10 @@ def read_inert(path: Path):
     except ValueError:  # before 2020: no zip
         names, zipped = [], False
     except Exception as e:  # a damaged pickle fails in any way
-        raise InputError(f"{path}: not a readable torch file ({first_line(e)}); re-extract it") from None
+        what = remedy(path, "copy or extract it again", "leave it out, or write it with torch.save", str(e))
+        raise InputError(f"{path}: not a readable torch file ({first_line(e)}); {what}") from None
+    if odd := [n for n in names if "\0" in n]:
+        raise InputError(f"{path}: names the class {odd[0]!r}, which cannot be; copy or extract it again")
     stand_ins: list[Any] = [(_InertPath if n.startswith("pathlib.") else type(n, (_Inert,), {}), n) for n in names]
     with torch.serialization.safe_globals(stand_ins):
         return load_torch(path, "leave it out or re-extract it", mmap=zipped)
@@ -193,12 +187,6 @@ def plain(value):
 
 
 # -- names of steps
-
-
-def list_frames(folder: Path) -> list[str]:
-    """Names of an episode's frames in the order of their numbers."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in _IMAGES] if folder.is_dir() else []
-    return [p.name for p in sorted(found, key=lambda p: natural_key(p.name))]
 
 
 def name_frames(path: Path, shape: tuple[int, int], frames: Sequence[str], stride: int = 0) -> list[list[str]]:
@@ -240,7 +228,7 @@ def _window(path: Path, features, w: int) -> torch.Tensor:
     try:
         return features[w] if isinstance(features, torch.Tensor) else torch.from_numpy(features[w])
     except (RuntimeError, ValueError, OSError) as e:
-        raise InputError(f"{path}: window {w} is unreadable ({first_line(e)}); re-extract it") from None
+        raise InputError(f"{path}: window {w} is unreadable ({first_line(e)}); copy or extract it again") from None
 
 
 def _cast(path: Path, features: torch.Tensor, dtype: str | None) -> torch.Tensor:

@@ -7,11 +7,14 @@ whose presence marks a finished episode. Steps carry the number of their frame. 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +24,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
-from rgb2pc_lib.data.files.guarded import read_npz
+from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
+from rgb2pc_lib.data.files.guarded import expect, parse_json, read_npz
+from rgb2pc_lib.data.files.writing import new_folder, write_atomic
+from rgb2pc_lib.data.listing import IMAGES, steps_of
+from rgb2pc_lib.data.states import MEANT, state_file
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.ranks import rank, shard
 
@@ -38,26 +45,26 @@ class Recording:
     # the frames asked for, in their order: image [H, W, 3] uint8, cloud or None
     read: Callable[[range], Iterator[tuple[np.ndarray, Cloud | None]]]
     state: Callable[[range], dict[str, np.ndarray]]  # arrays of these frames, and whatever else is known
-    about: dict[str, str] = field(default_factory=dict)  # what else decides what is written, such as the camera
+    about: dict[str, str | int] = field(default_factory=dict)  # what else decides what is written, such as the camera
 
 
 def import_recordings(
-    recordings: list[Recording], source: Path, out: Path, every: int = 1, image: str = "jpg", progress: bool = True
-) -> tuple[int, int]:
+    recordings: list[Recording], source: Path, out: Path, every: int = 1, image: str = "jpg", progress: bool = True,
+    faults: Faults = AT_ONCE,
+) -> tuple[int, int]:  # fmt: skip
     """Write this rank's recordings below `out`; the numbers of episodes (written, kept).
 
     every: take each so-many-th frame. image: "png" keeps every pixel, "jpg" (quality 95) is several times smaller.
-    An episode that is there is kept if it was imported in the same way; an interrupted one is begun again.
-    Raises InputError for an `out` inside the source, two recordings of one name, and episodes imported otherwise.
+    An episode that is there is kept if it was imported in the same way; an interrupted one is begun again. One that
+    cannot be read, or was imported otherwise, is put into `faults`.
+    Raises InputError for an `out` inside the source, and two recordings of one name.
     """
     if every < 1:
         raise InputError(f"--every: expected 1 or more, found {every}")
     folder = source if source.is_dir() else source.parent
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise InputError(f"{out}: the import must not be written into its source {folder}; choose another --out")
-    names = [f"{r.task}/{r.episode}" for r in recordings]
-    twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
-    if twice:
+    if twice := [n for n, count in Counter(f"{r.task}/{r.episode}" for r in recordings).items() if count > 1]:
         raise InputError(f"{source}: several recordings would be called {twice[0]}; import their folders one by one")
     written = kept = 0
     total = sum(len(range(0, r.frames, every)) for r in shard(recordings))
@@ -65,62 +72,63 @@ def import_recordings(
         for recording in shard(recordings):
             bar.set_postfix_str(f"{recording.task}/{recording.episode}")
             frames = range(0, recording.frames, every)
-            about = json.dumps(recording.about | {"frames": recording.frames, "every": every, "image": image})
-            if _is_there(out, recording, about):
-                kept += 1
-                bar.update(len(frames))
-            else:
-                _write(out, recording, frames, image, about, bar)
-                written += 1
+            about = recording.about | {"frames": recording.frames, "every": every, "image": image}
+            with faults.at(f"{recording.task}/{recording.episode}"):
+                if _is_there(out, recording, about):
+                    kept += 1
+                    bar.update(len(frames))
+                else:
+                    _write(out, recording, frames, image, about, bar)
+                    written += 1
     return written, kept
 
 
 def import_workspace(
-    recordings: list[Recording], source: Path, out: Path, name: str, every: int = 1, image: str = "jpg"
-) -> str:
+    recordings: list[Recording], source: Path, out: Path, name: str, every: int = 1, image: str = "jpg",
+    faults: Faults = AT_ONCE,
+) -> str:  # fmt: skip
     """The whole of an import: `import_recordings`, then the workspace file called `name`. What was done, in a line."""
-    written, kept = import_recordings(recordings, source, out, every, image)
+    written, kept = import_recordings(recordings, source, out, every, image, faults=faults)
     return f"{written} episodes written, {kept} kept; the workspace: {write_workspace(out, slug(name))}"
 
 
 def _is_there(out, recording, about):
-    path = out / "state" / recording.task / f"{recording.episode}.npz"
+    path = state_file(out / "state", recording.task, recording.episode)
     if not path.exists():
         return False
-    found = str(read_npz(path, {"about": ("U", "")}, "delete it, and the episode is imported again")["about"])
-    if found != about:
-        raise InputError(f"{path}: imported otherwise, {found} instead of {about}; delete it or choose another --out")
-    return True
+    again = "delete it, and the episode is imported again"
+    found = read_npz(path, {"about": ("U", ""), "steps": ("U", "S")}, again)
+    told = expect(parse_json(str(found["about"]), path, again), dict, path, "about", again)
+    if other := {k: v for k, v in told.items() if about.get(k, v) != v}:  # older imports say less
+        asked = {k: about[k] for k in other}
+        raise InputError(f"{path}: imported otherwise, {other} instead of {asked}; delete it or choose another --out")
+    frames = steps_of(out / "rgb" / recording.task / recording.episode, IMAGES)
+    return set(frames) == set(found["steps"].tolist())  # else somebody has taken frames away
 
 
 def _write(out, recording, frames, image, about, bar):
-    rgb, clouds, state = (out / kind / recording.task / recording.episode for kind in ("rgb", "clouds", "state"))
-    for folder in (rgb, clouds):
-        for leftover in folder.glob("step_*"):  # of an interrupted import
-            leftover.unlink()
-    names = [f"step_{i:04d}" for i in frames]
+    rgb, clouds = (out / kind / recording.task / recording.episode for kind in ("rgb", "clouds"))
+    steps = [f"step_{i:04d}" for i in frames]
     kind, options = SAVE[image]
-    for name, (pixels, cloud) in zip(names, recording.read(frames), strict=True):
-        rgb.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(rgb / f"{name}.tmp", format=kind, **options)
-        os.replace(rgb / f"{name}.tmp", rgb / f"{name}.{image}")
-        if cloud is not None:
-            clouds.mkdir(parents=True, exist_ok=True)
-            write_ply(clouds / f"{name}.ply", cloud)
-        bar.update()
-    last = max(recording.frames - 1, 1)
-    values = {
-        "steps": np.array(names),
-        "time": np.array(frames, np.int32),  # frames of the source
-        "progress": (np.array(frames) / last).astype(np.float32),
-        **recording.state(frames),
-        "about": np.array(about),
-    }
-    state.parent.mkdir(parents=True, exist_ok=True)
-    half_written = state.with_name(f".{state.name}.tmp")
-    with half_written.open("wb") as file:
-        np.savez_compressed(file, **values)
-    os.replace(half_written, state.with_name(f"{state.name}.npz"))
+    with ExitStack() as unfinished:
+        rgb_now = unfinished.enter_context(new_folder(rgb, "step_*"))
+        clouds_now = unfinished.enter_context(new_folder(clouds, "step_*")) if clouds.is_dir() else None
+        for name, (pixels, cloud) in zip(steps, recording.read(frames), strict=True):
+            Image.fromarray(pixels).save(rgb_now / f"{name}.{image}", format=kind, **options)
+            if cloud is not None:
+                clouds_now = clouds_now or unfinished.enter_context(new_folder(clouds, "step_*"))
+                write_ply(clouds_now / f"{name}.ply", cloud)
+            bar.update()
+        last = max(recording.frames - 1, 1)
+        values = {
+            "steps": np.array(steps),
+            "time": np.array(frames, np.int32),  # frames of the source
+            "progress": (np.array(frames) / last).astype(np.float32),
+            **recording.state(frames),
+            "about": np.array(json.dumps(about)),
+        }
+    state = state_file(out / "state", recording.task, recording.episode)
+    write_atomic(state, lambda p: np.savez_compressed(p, **values))
 
 
 def write_workspace(out: Path, name: str) -> Path:
@@ -129,9 +137,7 @@ def write_workspace(out: Path, name: str) -> Path:
     if path.exists():
         return path
     clouds = '# <task>/<episode>/step_0042.ply\nclouds = "clouds"' if (out / "clouds").is_dir() else "# no clouds"
-    half_written = path.with_name(f".{path.name}.{rank()}.tmp")
-    half_written.write_text(_TOML.format(name=name, clouds=clouds), encoding="utf-8")
-    os.replace(half_written, path)
+    write_atomic(path, lambda p: p.write_text(_TOML.format(name=name, clouds=clouds), encoding="utf-8"))
     return path
 
 
@@ -164,7 +170,9 @@ def choose_camera(asked: str | None, there: list[str], where: Path) -> str:
     >>> choose_camera("top", ["observation.images.top", "observation.images.wrist"], Path("data"))
     'observation.images.top'
     """
-    fits = [name for name in there if asked is None or asked in (name, name.split(".")[-1])]
+    if asked in there:
+        return asked
+    fits = [name for name in there if asked is None or asked == name.split(".")[-1]]
     if len(fits) == 1:
         return fits[0]
     wanted = f"a camera called '{asked}'" if asked else "one camera, or --camera to choose one"
@@ -172,12 +180,42 @@ def choose_camera(asked: str | None, there: list[str], where: Path) -> str:
 
 
 def slug(text: str) -> str:
-    """A name fit for a folder.
+    """A name fit for a folder, in the letters of any script.
 
-    >>> slug("Pick up the cube, and place it!")
-    'pick-up-the-cube-and-place-it'
+    >>> slug("Pick up the cube, and place it!"), slug("抓取 方块")
+    ('pick-up-the-cube-and-place-it', '抓取-方块')
     """
-    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
+    name = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", text).lower()).strip("-")
+    return name if len(name.encode()) <= _LONGEST else f"{name[: _LONGEST // 8].rstrip('-')}-{_digest(text)}"
+
+
+_LONGEST = 200  # bytes of a folder's name; file systems end at 255
+
+
+def slugs(texts: Iterable[str]) -> dict[str, str]:
+    """text -> its `slug`; texts that would share one have some digits of their own behind it.
+
+    >>> slugs(["Push it", "push it!", "Open"])
+    {'Push it': 'push-it-b021', 'push it!': 'push-it-88fd', 'Open': 'open'}
+    """
+    names = {text: slug(text) for text in texts}
+    shared = Counter(names.values())
+    return {t: name if shared[name] == 1 else f"{name}-{_digest(t)}".strip("-") for t, name in names.items()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:4]
+
+
+def array_name(name: str, source: str, taken: Iterable[str]) -> str:
+    """What a source's array is called in the state file: as it is there, where that means nothing else already.
+
+    source: where it stands in the source, which tells it from others of its name.
+
+    >>> array_name("left_arm", "joint_action", []), array_name("time", "joint_action", [])
+    ('left_arm', 'joint_action.time')
+    """
+    return name if name not in {"about", *MEANT, *taken} else f"{source}.{name}"
 
 
 def optional(module: str) -> ModuleType:

@@ -18,18 +18,22 @@ is wrong, that is an error. Later files (`vision/<camera>/colors`, `state/...`) 
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, project, transform
-from rgb2pc_lib.data.listing import natural_key
-from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.recordings.importers import Recording, choose_camera, optional
+from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
+from rgb2pc_lib.data.files.guarded import DAMAGE, first_line
+from rgb2pc_lib.data.listing import walk
+from rgb2pc_lib.data.numbers import as_bytes, as_positions, numbers
+from rgb2pc_lib.data.pictures import as_rgb, decode
+from rgb2pc_lib.errors import InputError, remedy, tell
+from rgb2pc_lib.recordings.importers import Recording, array_name, choose_camera, optional
 
 FRAMES = {"observation": "rgb", "vision": "colors"}  # group of cameras -> the dataset of a camera's frames
 JOINTS = ("state", "endpose", "joint_action")  # groups of arrays [T, ...] for the state file
@@ -46,27 +50,32 @@ class RobotwinOptions:
     cloud_frame: str = "world"  # of the stored clouds: world as RoboTwin writes them, or camera (OpenCV axes)
 
 
-def list_robotwin(source: Path, options: RobotwinOptions = RobotwinOptions()) -> list[Recording]:  # noqa: B008
+def list_robotwin(
+    source: Path,
+    options: RobotwinOptions = RobotwinOptions(),
+    faults: Faults = AT_ONCE,  # noqa: B008
+) -> list[Recording]:
     """Every `.hdf5` or `.h5` file below a folder (or the one file) as a recording.
 
     RoboTwin's `<task>/<config>/data/episode0.hdf5` is episode `<config>_episode0` of the task; any other file is an
-    episode of the task that its folder is called. Raises InputError naming a file that is not such an episode.
+    episode of the task that its folder is called. A file that is not such an episode is put into `faults`.
     """
-    found = [source] if source.is_file() else [p for p in source.rglob("*") if p.suffix in (".hdf5", ".h5")]
-    files = sorted(found, key=lambda p: natural_key(p.as_posix()))
+    optional("h5py")  # without it nothing can be read, which is no file's fault
+    files = [source] if source.is_file() else walk(source, ".hdf5", ".h5")
     if not files:
         raise InputError(f"{source}: expected RoboTwin episodes <task>/<config>/data/episode0.hdf5, found none")
     recordings = []
     for path in files:
-        with _open(path) as file:
-            group, camera, frames = _frames(path, file, options.camera)
-        home = path.resolve().parent
+        home = Path(os.path.abspath(path)).parent  # of its own path, wherever a link leads
         inside = home.name == "data" and len(home.parts) > 3
         task = home.parent.parent.name if inside else home.name
         episode = f"{home.parent.name}_{path.stem}" if inside else path.stem
-        about = {"source": path.name, **asdict(options), "camera": camera}
-        episode_file = EpisodeFile(path, f"{group}/{camera}", FRAMES[group], camera, options)
-        recordings.append(Recording(task, episode, frames, episode_file.read, episode_file.state, about))
+        with faults.at(f"{task}/{episode}"):
+            with _open(path) as file:
+                group, camera, frames = _frames(path, file, options.camera)
+            about = {"source": path.name, "bytes": path.stat().st_size, **asdict(options), "camera": camera}
+            one = EpisodeFile(path, f"{group}/{camera}", FRAMES[group], camera, options)
+            recordings.append(Recording(task, episode, frames, one.read, one.state, about))
     return recordings
 
 
@@ -94,7 +103,7 @@ class EpisodeFile:
             for i in frames:
                 image, cloud = self._decode(images[i], i), None
                 if clouds is not None:
-                    whole = _cloud(clouds[i], None if to_camera is None else to_camera[i])
+                    whole = _cloud(clouds[i], None if to_camera is None else to_camera[i], f"{self.path}: cloud {i}")
                     cloud = whole if K is None else in_image(whole, K[i], image.shape[:2])
                 if not checked and cloud is not None and len(cloud):
                     self._check_colours(cloud, image)
@@ -110,12 +119,16 @@ class EpisodeFile:
         """Joints and end poses of the frames, and where the camera stands."""
         kept = slice(frames.start, frames.stop, frames.step)
         with _open(self.path) as file:
-            total, values = len(file[f"{self.group}/{self.dataset}"]), {}
+            total = len(file[f"{self.group}/{self.dataset}"])
+            values: dict[str, np.ndarray] = {}
+            taken: set[str] = set()
             for group in JOINTS:
                 for name, array in file.get(group, {}).items():
-                    if getattr(array, "shape", ())[:1] == (total,) and array.dtype.kind in "fiu":
-                        values[name] = array[kept]
+                    if getattr(array, "shape", ())[:1] == (total,) and array.dtype.kind in "fiub":
+                        values[array_name(name, group, values)] = array[kept]
+                        taken.add(array.name)
             K, pose = self._camera(file)
+            self._tell_left_out(file, taken)
         if "vector" in values:
             values["qpos"] = values.pop("vector")
         for side in ("left", "right"):
@@ -126,6 +139,21 @@ class EpisodeFile:
                 values[name] = array[0] if np.allclose(array, array[0], atol=1e-6) else array[kept]
         in_camera = pose is not None or self.options.cloud_frame == "camera"
         return values | {"frame": np.array("camera" if in_camera else "world")}  # of the clouds
+
+    def _tell_left_out(self, file, taken: set[str]) -> None:
+        clouds = self._clouds(file)
+        used = taken | {f"/{self.group}/{name}" for name in (self.dataset, *CAMERA)}
+        used |= set() if clouds is None else {clouds.name}
+        left: list[str] = []
+
+        def look(name, item):
+            if getattr(item, "size", 0) and f"/{name}" not in used:
+                left.append(name)
+
+        file.visititems(look)
+        if left:
+            some = ", ".join(sorted(left)[:12]) + (f" and {len(left) - 12} more" if len(left) > 12 else "")
+            tell(f"{self.path.parent}: left out, as neither of {self.camera} nor numbers of every frame: {some}")
 
     def _clouds(self, file):  # dataset [T, N, 3 or 6] or None
         found = file.get("pointcloud")
@@ -146,7 +174,7 @@ class EpisodeFile:
             if shape[-2:] not in shapes or shape[:-2] not in ((), (1,), (total,)):
                 expected = " or ".join(str([total, *one]) for one in shapes)
                 raise InputError(f"{self.path}: expected {group[name].name} {expected}, found {list(shape)}")
-            known[name] = _each(group[name][()], total)
+            known[name] = _each(numbers(group[name][()], f"{self.path}: {name}", name), total)
         K, pose = known.get("intrinsic_cv"), known.get("extrinsic_cv")
         if pose is None and "cam2world_gl" in known:
             pose = GL_TO_CV @ np.linalg.inv(known["cam2world_gl"])
@@ -157,13 +185,10 @@ class EpisodeFile:
         return K, pose
 
     def _decode(self, stored, frame):
-        if isinstance(stored, np.ndarray) and stored.ndim == 3:  # not encoded: as the simulator gave it
-            return np.ascontiguousarray(stored[..., :3])
-        try:
-            with Image.open(io.BytesIO(bytes(stored))) as image:
-                pixels = np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as e:
-            raise InputError(f"{self.path}: frame {frame} of {self.group}: expected a JPEG image, found: {e}") from None
+        what = f"{self.path}: frame {frame} of {self.group}"
+        if isinstance(stored, np.ndarray) and stored.ndim > 1:  # not encoded: as the simulator gave it
+            return as_rgb(stored, what)
+        pixels = decode(bytes(stored), what)
         return np.ascontiguousarray(pixels[..., ::-1]) if self.options.channels == "bgr" else pixels
 
     def _check_colours(self, cloud, image):
@@ -197,31 +222,41 @@ def in_image(cloud: Cloud, K: np.ndarray, size: tuple[int, int]) -> Cloud:
     return Cloud(cloud.xyz[inside], rgb, uv[inside].astype(np.float32))
 
 
-def _cloud(points, pose):  # rows [N, 3 or 6] -> Cloud, moved by the pose if there is one
-    points = np.asarray(points, np.float64)
+def _cloud(points, pose, what):  # rows [N, 3 or 6] -> Cloud, moved by the pose if there is one
     points = points[(points != 0).any(1)]  # rows of zeros fill up
-    xyz, rgb = points[:, :3], points[:, 3:] if points.shape[1] == 6 else None
-    if rgb is not None:
-        rgb = (rgb * (255 if rgb.max(initial=0) <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
-    return Cloud((xyz if pose is None else transform(xyz, pose)).astype(np.float32), rgb)
+    xyz, rgb = numbers(points[:, :3], what, "positions"), None
+    if points.shape[1] == 6:
+        rgb = as_bytes(points[:, 3:], what)
+    return Cloud(as_positions(xyz if pose is None else transform(xyz.astype(np.float64), pose), what), rgb)
 
 
 def _each(array, total):  # what is given once holds for every frame
     return np.broadcast_to(array, (total, *array.shape[-2:])).astype(np.float64)
 
 
+@contextmanager
 def _open(path):
     h5py = optional("h5py")
     try:
-        return h5py.File(path, "r")
-    except OSError as e:
-        raise InputError(f"{path}: expected an HDF5 file, found: {e}; copy it again") from None
+        with h5py.File(path, "r") as file:
+            yield file
+    except InputError:
+        raise
+    except DAMAGE as e:
+        what = remedy(path, "copy it again", "write it as RoboTwin's collector does", first_line(e))
+        raise InputError(f"{path}: expected an HDF5 file of RoboTwin, found: {first_line(e)}; {what}") from None
 
 
 def _frames(path, file, asked):  # group of cameras, camera, number of frames
+    there: dict[str, str] = {}
     for group, dataset in FRAMES.items():
-        there = [name for name, camera in file.get(group, {}).items() if dataset in camera]
-        if there:
-            camera = choose_camera(asked, there, path)
-            return group, camera, len(file[f"{group}/{camera}/{dataset}"])
-    raise InputError(f"{path}: expected frames in observation/<camera>/rgb, found {', '.join(file) or 'nothing'}")
+        for name, camera in file.get(group, {}).items():
+            if isinstance(camera, optional("h5py").Group) and dataset in camera:
+                there.setdefault(name, group)
+    if not there:
+        raise InputError(f"{path}: expected frames in observation/<camera>/rgb, found {', '.join(file) or 'nothing'}")
+    camera = choose_camera(asked, [*there], path)
+    frames = file[f"{there[camera]}/{camera}/{FRAMES[there[camera]]}"]
+    if not getattr(frames, "shape", ()):
+        raise InputError(f"{path}: expected a list of frames in {frames.name}, found none; record it again")
+    return there[camera], camera, len(frames)

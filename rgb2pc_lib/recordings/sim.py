@@ -25,7 +25,9 @@ from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, back_project, read_ply, transform, write_ply
 from rgb2pc_lib.data.files.guarded import check_npz
-from rgb2pc_lib.data.states import read_state
+from rgb2pc_lib.data.files.writing import new_folder, write_atomic
+from rgb2pc_lib.data.listing import IMAGES, steps_of
+from rgb2pc_lib.data.states import read_state, state_file
 from rgb2pc_lib.errors import InputError
 
 GL_HELP = (
@@ -510,20 +512,12 @@ def write_episode(root: str | Path, task: str, name: str, episode: Episode, jpeg
     """Write ``rgb/``, ``clouds/`` and, last, ``state/<task>/<name>.npz``: its presence marks a finished episode."""
     root = Path(root)
     rgb, clouds = root / "rgb" / task / name, root / "clouds" / task / name
-    state = root / "state" / task / f"{name}.npz"
-    for folder in (rgb, clouds, state.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    for leftover in (*rgb.glob("step_*"), *clouds.glob("step_*")):  # of an interrupted recording
-        leftover.unlink()
-    for step, image, cloud in zip(episode.state["steps"], episode.images, episode.clouds, strict=True):
-        Image.fromarray(image).save(rgb / f"{step}.jpg.tmp", format="JPEG", quality=jpeg_quality, optimize=True)
-        os.replace(rgb / f"{step}.jpg.tmp", rgb / f"{step}.jpg")
-        write_ply(clouds / f"{step}.ply", cloud)
-    half_written = state.with_suffix(".tmp")
+    with new_folder(rgb, "step_*") as images, new_folder(clouds, "step_*") as points:
+        for step, image, cloud in zip(episode.state["steps"], episode.images, episode.clouds, strict=True):
+            Image.fromarray(image).save(images / f"{step}.jpg", format="JPEG", quality=jpeg_quality, optimize=True)
+            write_ply(points / f"{step}.ply", cloud)
     arrays: dict[str, Any] = episode.state
-    with half_written.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(half_written, state)
+    write_atomic(state_file(root / "state", task, name), lambda p: np.savez_compressed(p, **arrays))
 
 
 def record_task(
@@ -588,8 +582,10 @@ def _check_finished(root: Path, task: str, name: str, looks: Randomise, config: 
     check_npz(path, state, wanted, "delete it, and the episode is recorded again")
     found = config_of(root, task, name)
     found |= {"randomised": bool(state["randomised"]), "steps": len(state["steps"])}
+    found["images"] = len(steps_of(root / "rgb" / task / name, IMAGES))
     asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
     asked["randomised"] = bool(looks)
+    asked["images"] = len(state["steps"])
     asked["steps"] = min(config.steps, int(state["time"][-1]) + 1)  # a short roll-out has no more
     differing = [key for key in asked if asked[key] != found[key]]
     if differing:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.compress import augmented
-from rgb2pc_lib.judging.ledger import COSTS, FUSED, TEACHER
+from rgb2pc_lib.judging.ledger import COSTS, FUSED, TEACHER, compact_hops, expert_hops
 from rgb2pc_lib.judging.probes import PROBES
 from rgb2pc_lib.learning.metrics import unit
 from rgb2pc_lib.views.curves import side_of
@@ -25,20 +25,6 @@ def hop_colour(name: str, table: pd.DataFrame) -> str:
     if base in compacts:
         return _COMPACTS[compacts.index(base) % len(_COMPACTS)]
     return "#0072b2" if name == FUSED else colour(name, expert_hops(table))
-
-
-def compact_hops(table: pd.DataFrame) -> list[str]:
-    """Names of the compact students of a ledger."""
-    return [h for h in _with(table, "R@1") if h != FUSED]
-
-
-def expert_hops(table: pd.DataFrame) -> list[str]:
-    """Names of the experts of a ledger."""
-    return [h for h in _with(table, "CKA") if h not in (TEACHER, FUSED, *compact_hops(table))]
-
-
-def _with(table, measure):
-    return table.loc[table["measure"] == measure, "hop"].tolist()
 
 
 def pixels_figure(pixels: np.ndarray, keys: pd.DataFrame, seed: int = 0) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.judging.probes import PROBES
 from rgb2pc_lib.judging.rivals import CONCATENATED
@@ -52,12 +54,12 @@ def save_figure(figure: Figure, name: str, folder: Path = PROJECT / "figures", *
 
     >>> save_figure(figure, "judgement", runs=["runs/judge/moe-seed0"], seeds=3)  # doctest: +SKIP
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.png").write_bytes(png(figure, 150))
+    write_atomic(folder / f"{name}.png", lambda p: p.write_bytes(png(figure, 150)))
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+        write_atomic(folder / f"{name}.svg", partial(figure.savefig, bbox_inches="tight", metadata={"Date": None}))
     about = {"figure": name, "commit": commit(), "matplotlib": matplotlib.__version__, **made_with}
-    (folder / f"{name}.json").write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(about, indent=2, default=str) + "\n"
+    write_atomic(folder / f"{name}.json", lambda p: p.write_text(text, encoding="utf-8"))
     return folder / f"{name}.png"
 
 

@@ -22,7 +22,7 @@ from rgb2pc_lib.data.pairing import OK, Pairing, pair
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import judge, judge_students, line_up
 from rgb2pc_lib.judging.verdicts import SHUFFLED, gap_closed, mean_table, verdict
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Config, Run, left_out_words
 from rgb2pc_lib.views.curves import compared, curves_figure, verdict_figure
 from rgb2pc_lib.views.look import plain
 from rgb2pc_lib.views.plots import colour, commit, judgement_figure
@@ -98,7 +98,8 @@ class Report:
         """How many steps can be used, in a sentence."""
         table = self.pairing.table
         usable = (table[[*self.pairing.experts, "teacher"]] == OK).all(axis=1).sum()
-        return f"{usable} of {len(table)} steps are in the teacher and in every expert ({len(self.experts)} of them)."
+        here = f"{usable} of {len(table)} steps are in the teacher and in every expert ({len(self.experts)} of them)."
+        return " ".join(filter(None, [here, left_out_words(self.summaries[0])]))
 
     # -- training
 

@@ -1,5 +1,6 @@
 """Pairing: every gap has its reason, nothing is drawn from another episode, splits and controls are what they say."""
 
+import functools
 import shutil
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import tiny
 import torch
 
-from rgb2pc_lib.data.pairing import NO_EPISODE, NO_STEP, OK, pair, select, split
+from rgb2pc_lib.data import pairing as pairing_module
+from rgb2pc_lib.data.pairing import NO_EPISODE, NO_STEP, OK, pair, readable, select, split
+from rgb2pc_lib.data.teacher import teacher_table
 from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 
@@ -145,7 +148,8 @@ def test_packs_of_different_models_are_named(workspace):
     names = [f"step_{i:04d}" for i in range(4)]
     tiny.write_pack(workspace.experts["left"], "push", "ep_9", names, np.ones((4, 4, 4, 13)))
     with pytest.raises(InputError, match=r"packs of expert 'left' differ: .*12 channels.*13 channels"):
-        pair(workspace)
+        select(pair(workspace))
+    assert len(select(readable(pair(workspace)))) == 2 * 4 * STEPS  # it is the odd one that is left out
 
 
 def test_nothing_to_pair(tmp_path):
@@ -379,3 +383,104 @@ def test_every_step_is_in_a_window(tmp_path):
     pairing = pair(tiny.make(tmp_path, tasks=("push",), episodes=1, steps=11))
     members = select(pairing, unit="window", window=4).members
     assert members[:, 0].tolist() == [0, 2, 4, 6, 7] and members[-1].tolist() == [7, 8, 9, 10]
+
+
+# -- what is left out on purpose
+
+
+def excluded(workspace, *entries, **more):
+    return pair(workspace.excluding(entries), **more)
+
+
+def test_excluded_episodes_and_steps_are_not_there(tmp_path):
+    workspace = tiny.make(tmp_path)
+    whole, found = pair(workspace), excluded(workspace, "push/ep_1 # moved", "pull/ep_0/step_0003")
+    gone = (whole.table["task"] == "push") & (whole.table["episode"] == "ep_1")
+    gone |= (whole.table["task"] == "pull") & (whole.table["episode"] == "ep_0") & (whole.table["step"] == "step_0003")
+    pd.testing.assert_frame_equal(found.table, whole.table[~gone].reset_index(drop=True))
+    assert found.excluded == {"push/ep_1": "moved", "pull/ep_0/step_0003": ""}
+    assert all(("push", "ep_1") not in packs for packs in (*found.packs.values(), found.teacher))
+    for unit in ("step", "window"):  # not as a substitute either
+        keys = select(found, fallback="random", unit=unit).keys()
+        assert not ((keys["task"] == "push") & (keys["episode"] == "ep_1")).any()
+
+
+def test_an_excluded_episode_is_not_even_opened(tmp_path):
+    workspace = tiny.make(tmp_path)
+    (workspace.experts["left"] / "push" / "ep_1.pt").write_text("no pack")
+    (workspace.experts["right"] / "push" / "ep_2.zarr").mkdir()  # beside ep_2.pt
+    other = tmp_path / "teacher" / "push" / "ep_3"
+    for path in other.iterdir():
+        path.with_name(path.name.replace("step_", "other_")).write_bytes(path.read_bytes())  # a second series
+    with pytest.raises(InputError, match="ep_1.pt: not a readable"):
+        select(pair(workspace))
+    found = excluded(workspace, "push/ep_1", "push/ep_2", "push/ep_3")
+    assert len(select(found)) == 12 * 5
+
+
+def test_entries_that_name_nothing_are_told_in_one_line(tmp_path, caplog):
+    workspace = tiny.make(tmp_path, tasks=("push", "pull"))
+    entries = "push/ep_1", "push/ep_9", "push/ep_0/step_0099", "pull/ep_8 shift +1", "push/ep_0/step_0001"
+    excluded(workspace, *entries)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "3 of the exclusion list's entries name nothing here, push/ep_9, push/ep_0/step_0099, pull/ep_8;" in said
+    caplog.clear()
+    excluded(workspace, *entries, tasks=["push"])
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "2 of the exclusion list's" in said  # those of other tasks are not asked for
+
+
+def test_a_shift_pairs_with_the_teacher_of_a_later_step(tmp_path):
+    workspace = tiny.make(tmp_path)
+    straight, found = pair(workspace), excluded(workspace, "push/ep_1 shift +2")
+    key, names = ("push", "ep_1"), [f"step_{i:04d}" for i in range(12)]
+    assert found.teacher[key] == {a: straight.teacher[key][b] for a, b in zip(names[:-2], names[2:], strict=True)}
+    assert found.teacher["pull", "ep_1"] == straight.teacher["pull", "ep_1"]
+    rows = found.table[(found.table["task"] == "push") & (found.table["episode"] == "ep_1")]
+    assert rows["teacher"].tolist() == ["ok"] * 10 + ["step not in the episode"] * 2
+    assert len(select(found)) == len(select(straight)) - 2
+
+
+def test_the_workspace_file_names_the_list(tmp_path):
+    made = tiny.make(tmp_path)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "bad.toml").write_text('[exclude]\n"push/ep_0" = "moved"\n')
+    text = '[roots]\nteacher = "teacher"\n[experts]\nleft = "features_left"\n'
+    (tmp_path / "mine.toml").write_text('exclude = "lists/bad.toml"\n' + text)
+    workspace = Workspace.load(tmp_path / "mine.toml")
+    assert pair(workspace).excluded == {"push/ep_0": "moved"} and len(select(pair(workspace))) == 12 * 7
+    assert pair(workspace.excluding([])).excluded == {} and workspace.excluding(None) is workspace
+    (tmp_path / "mine.toml").write_text('exclude = "nowhere.toml"\n' + text)
+    with pytest.raises(InputError, match="nowhere.toml: expected an exclusion list"):
+        Workspace.load(tmp_path / "mine.toml")
+    assert made.teacher == workspace.teacher
+
+
+# -- episodes that cannot be read
+
+
+def test_unreadable_episodes_are_left_out_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        pairing_module, "teacher_table", functools.partial(teacher_table, cache=tmp_path / "cache", progress=False)
+    )
+    workspace = tiny.make(tmp_path)
+    whole = pair(workspace).table
+    (workspace.experts["left"] / "push" / "ep_1.pt").write_text("no pack")
+    teacher = workspace.teacher / "pull" / "ep_2"
+    cut = teacher / "step_0003.ply.ulip_tiny.pt"
+    cut.write_bytes(cut.read_bytes()[:300])
+    nan = workspace.teacher / "pull" / "ep_3" / "step_0001.ply.ulip_tiny.pt"
+    torch.save({"pc_feat": torch.full((3, tiny.TEACHER_WIDTH), torch.nan)}, nan)
+    wide = workspace.teacher / "pull" / "ep_0" / "step_0005.ply.ulip_tiny.pt"
+    torch.save({"pc_feat": torch.ones(3, 7)}, wide)
+    found = readable(pair(workspace))
+    assert found.unreadable.keys() == {"push/ep_1", "pull/ep_0", "pull/ep_2", "pull/ep_3"}
+    told = {
+        "push/ep_1": "not a readable torch file", "pull/ep_2": "it is cut short", "pull/ep_3": "non-finite values",
+        "pull/ep_0": "of width 7, 16 in the others",
+    }  # fmt: skip
+    for name, said in told.items():
+        assert said in found.unreadable[name] and name.split("/")[1] in found.unreadable[name]
+    names = (whole["task"] + "/" + whole["episode"]).isin(list(found.unreadable))
+    pd.testing.assert_frame_equal(found.table, whole[~names].reset_index(drop=True))
+    assert len(select(found)) == 12 * 4

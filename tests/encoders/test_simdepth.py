@@ -6,10 +6,9 @@ import torch
 from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
-from rgb2pc_lib.data.workspace import SAMPLE, Workspace
-from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.simdepth import DepthConfig, DepthNetwork, load_network, save_simdepth
-from rgb2pc_lib.encoders.simdepth_training import DepthTraining, learn, load_surfaces, recoloured
+from rgb2pc_lib.encoders.simdepth_training import DepthTraining, errors, learn, load_surfaces, recoloured
+from rgb2pc_lib.encoders.weights import network_fingerprint
 from rgb2pc_lib.errors import InputError
 
 TINY = DepthConfig(size=32, stem=8, channels=16)
@@ -55,6 +54,8 @@ def test_depth_is_learned_from_what_shows_it(recorded):
     assert figures[0]["depth"] > 30 and figures[-1]["depth"] < 30  # cm; the mean is off by 50
     assert figures[-1]["place"] < figures[0]["place"] / 2
     assert not network.training
+    off = errors(network, data)
+    assert off.shape == (16, 2) and off[:, 0].mean() < 0.25 and not data.randomised.any()
     again = list(learn(DepthNetwork(TINY), data, DepthTraining(steps=3, batch=16)))
     assert again == list(learn(DepthNetwork(TINY), data, DepthTraining(steps=3, batch=16)))
 
@@ -63,7 +64,7 @@ def test_weights_survive_the_file(tmp_path):
     network, path = DepthNetwork(TINY, seed=3), tmp_path / "new" / "w.safetensors"
     save_simdepth(path, network, frames=16)
     back = load_network(path)
-    assert back.config == TINY and fingerprint(back) == fingerprint(network)
+    assert back.config == TINY and network_fingerprint(back) == network_fingerprint(network)
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(back(images), network.eval()(images))
     path.write_bytes(path.read_bytes()[:100])

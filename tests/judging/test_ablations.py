@@ -9,7 +9,7 @@ from rgb2pc_lib.judging.evaluate import judged_config
 
 def test_every_answer_differs_from_the_base_in_what_was_asked(left, tmp_path):
     base = judged_config(left)
-    rows = line_up(left, [*SETTINGS, "experts"], 2, tmp_path)
+    rows = line_up(base, [*SETTINGS, "experts"], 2, tmp_path)
     assert len({config.folder for _, config in rows}) == len(rows)
     asked = {name: set(changes) for answers in SETTINGS.values() for name, changes in answers.items()}
     asked |= {name: {"vis_roots", "fusion"} for name, _ in rows if name.endswith(" only")}
@@ -25,10 +25,10 @@ def test_every_answer_differs_from_the_base_in_what_was_asked(left, tmp_path):
 
 def test_an_unknown_question_is_named(left, tmp_path):
     with pytest.raises(InputError, match="--only: .* found colours"):
-        line_up(left, ["colours"], 1, tmp_path)
+        line_up(judged_config(left), ["colours"], 1, tmp_path)
 
 
 def test_other_teachers_are_compared_on_the_same_steps(left, tmp_path):
-    rows = line_up(left, ["teachers"], 1, tmp_path, teachers={"old": tmp_path / "old"})
     base = judged_config(left)
+    rows = line_up(base, ["teachers"], 1, tmp_path, {"old": tmp_path / "old"})
     assert [(name, set(base.changes(config))) for name, config in rows] == [(BASE, set()), ("teacher old", {"pc_root"})]

@@ -4,8 +4,17 @@ import pytest
 
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
-from rgb2pc_lib.judging.ledger import COSTS, FUSED, TEACHER, advantage_kept, costs
-from rgb2pc_lib.views.compact import compact_hops, expert_hops, ledger_figure
+from rgb2pc_lib.judging.ledger import (
+    COSTS,
+    FUSED,
+    TEACHER,
+    advantage_kept,
+    compact_hops,
+    costs,
+    expert_hops,
+    in_words,
+)
+from rgb2pc_lib.views.compact import ledger_figure
 
 QUALITY = {
     TEACHER: {"CKA": 1.0, "R2 tcp": 0.9, "tcp cm": 3.0, "R2 object": 0.3},
@@ -47,3 +56,22 @@ def test_costs_of_a_compact_student_and_its_file(tmp_path):
     found = costs({"small": run}, images, repeats=2).set_index(["hop", "measure"])["value"]
     assert found["small", COSTS[0]] == pytest.approx(sum(p.numel() for p in network.parameters()) / 1e6)
     assert found["small", COSTS[1]] > 0 and 20 < found["small", COSTS[2]] < 2000  # 11 M floats are 45 MB
+
+
+def test_words_follow_the_figures():
+    values = {
+        "teacher": (0.95, 0.9, 1.0, None), "a": (0.80, 0.7, None, None), FUSED: (0.90, 0.71, 0.4, 100.0),
+        "small": (0.85, 0.9, 0.3, 20.0),
+    }  # fmt: skip
+    names = ("R2 tcp", "R2 object", "R@1", COSTS[1])
+    lines = [(hop, m, v) for hop, row in values.items() for m, v in zip(names, row, strict=True) if v is not None]
+    lines += [("small, ONNX", COSTS[1], 10.0)] + [(hop, "CKA", 0.5) for hop in values]
+    table = pd.DataFrame(lines, columns=["hop", "measure", "value"])
+    table = table[~((table["hop"] == "teacher") & (table["measure"] == "R@1"))]
+    assert in_words(table) == [
+        "small: R2 tcp 0.85 (fused 0.90, a 0.80): keeps 50 % of what fusion gained",
+        "small: R2 object 0.90 (fused 0.71, a 0.70): fusion has no advantage over the best expert that could be kept",
+        "small: 20 CPU ms a frame, 5 times faster",
+        "small, ONNX: 10 CPU ms a frame, 10 times faster",
+        "One training each: what another seed changes is not in these figures.",
+    ]

@@ -10,14 +10,16 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 
 from rgb2pc_lib.data.sampling import lattice
 from rgb2pc_lib.data.workspace import PROJECT
+from rgb2pc_lib.deploy.embed import embed_packs
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import retrieval
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Config, Run, left_out_words
 from rgb2pc_lib.learning.train import train
 
 SMALL = Config(validation=0.0, amp="off",
@@ -265,3 +267,77 @@ def test_curves_say_which_samples_they_are_of(left, tmp_path):
     without = run(left, tmp_path / "b", steps=4)
     for done, side in ((with_some, "validation"), (without, "held-out")):
         assert {c.partition("/")[0] for c in done.metrics() if c.endswith("/R@1")} == {side}
+
+
+def test_a_run_records_what_was_excluded_and_resumes_with_nothing_else(left, tmp_path):
+    workspace = left.excluding(["push/ep_1 # the camera was moved", "pull/ep_0/step_0003"])
+    made = dataclasses.replace(SMALL, steps=6, save_every=3, save_dir=str(tmp_path)).with_workspace(workspace)
+    loop = train(made)
+    next(loop)
+    loop.close()
+    assert Run(tmp_path).config.exclude == ("push/ep_1 # the camera was moved", "pull/ep_0/step_0003")
+    assert Run(tmp_path).config.workspace.exclude == workspace.exclude
+    for other in ((), ("push/ep_1",), ("push/ep_1", "pull/ep_0/step_0003", "push/ep_2 shift +1")):
+        with pytest.raises(InputError, match=r"cannot resume with other settings \(exclude was"):
+            next(train(dataclasses.replace(made, exclude=other), resume=True))
+    again = dataclasses.replace(made, exclude=("pull/ep_0/step_0003", "push/ep_1 # blurred"))  # the same is left out
+    list(train(again, resume=True))
+    run = Run(tmp_path)
+    assert run.summary["excluded"] == {"push/ep_1": "blurred", "pull/ep_0/step_0003": ""}
+    e = run.embeddings_of_all()
+    keys = set(zip(e["task"].tolist(), e["episode"].tolist(), strict=True))
+    assert ("push", "ep_1") not in keys and len(keys) == 15 and len(e["task"]) == 15 * 12 - 1
+    assert left_out_words(run.summary) == "Left out: 1 episode and 1 step by the exclusion list."
+    with pytest.raises(InputError, match="--exclude bad.toml: a run records the entries"):
+        Config(exclude=("bad.toml",))
+
+
+def test_an_unreadable_pack_is_refused_or_left_out_and_told(tmp_path, capsys):
+    workspace = tiny.make(tmp_path / "data", episodes=4)
+    (workspace.experts["left"] / "push" / "ep_1.pt").write_text("no pack")
+    refusing = dataclasses.replace(SMALL, steps=6, save_every=3, save_dir=str(tmp_path / "run")).with_workspace(
+        workspace
+    )
+    with pytest.raises(InputError, match="ep_1.pt: not a readable torch file"):
+        next(train(refusing))
+    list(train(dataclasses.replace(refusing, unreadable="leave_out")))
+    assert "note: 1 unreadable episode(s) are left out, such as push/ep_1 (" in capsys.readouterr().err
+    summary = Run(tmp_path / "run").summary
+    assert list(summary["unreadable"]) == ["push/ep_1"] and "not a readable" in summary["unreadable"]["push/ep_1"]
+    assert summary["n_train"] + summary["n_held_out"] + summary["n_validation"] == 7 * 12
+    assert left_out_words(summary) == "Left out: 1 episode that cannot be read."
+
+
+def poisoned(folder, expert, value, episode="ep_1", step=5):
+    """A workspace in whose pack one value of one step is no number, in every copy of the frame."""
+    workspace = tiny.make(folder, episodes=4)
+    path = workspace.experts[expert] / "push" / f"{episode}.pt"
+    raw = torch.load(path, weights_only=True)
+    for w, names in enumerate(raw["frame_paths"]):
+        for t, name in enumerate(names):
+            if f"step_{step:04d}" in name:
+                raw["per_frame_features"][w, t, 1, 2, 3] = value
+    torch.save(raw, path)
+    return workspace
+
+
+@pytest.mark.parametrize("fusion", ["weighted", "moe", "uniform"])
+@pytest.mark.parametrize("expert, value", [("left", np.nan), ("right", np.inf)])
+def test_a_token_that_is_no_number_is_named_by_the_batch_that_meets_it(tmp_path, fusion, expert, value):
+    for episode in ("ep_0", "ep_1", "ep_2", "ep_3"):  # in training, and held out: then the final figures meet it
+        workspace = poisoned(tmp_path / episode, expert, value, episode)
+        few = dataclasses.replace(SMALL, steps=4, fusion=fusion, fuse_dim=8, expert_drop=0.5, student_tokens=16)
+        config = dataclasses.replace(few, save_dir=str(tmp_path / f"run_{episode}")).with_workspace(workspace)
+        with pytest.raises(InputError) as e:
+            list(train(config))
+        said = str(e.value)
+        assert f"expert '{expert}': NaN or infinite tokens in push/{episode}/step_0005 of " in said
+        assert f"push/{episode}.pt" in said and "exclude it" in said
+        assert not Run(tmp_path / f"run_{episode}").finished
+
+
+def test_packs_that_are_embedded_are_looked_at_too(left, tmp_path):
+    list(train(config(left, tmp_path / "run", steps=2)))
+    other = poisoned(tmp_path / "other", "right", np.nan)
+    with pytest.raises(InputError, match="expert 'right': NaN or infinite tokens in push/ep_1/step_0005"):
+        embed_packs(Run(tmp_path / "run"), other)

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 
+from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.data.packs import COPIES, FeaturePack
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.recordings import convert as module
@@ -83,7 +84,8 @@ def frames(root, names=NAMES, task="push", episode="ep_0"):
 
 
 def run(root, **more):
-    return convert(root / "old", root / "new", progress=False, **more)
+    faults = Faults()
+    return *convert(root / "old", root / "new", progress=False, faults=faults, **more), list(faults.found.values())
 
 
 def converted(root, **more):
@@ -298,8 +300,9 @@ def test_bad_files_do_not_stop_the_others(tmp_path, capsys):
     assert tool.main(argv) == 2
     out, err = capsys.readouterr()
     assert "2 packs written, 0 kept, 7 not converted" in out and "Traceback" not in err
-    errors = [line for line in err.splitlines() if line.startswith("pack_features:")]
-    assert len(errors) == 7
+    errors = [line.strip() for line in err.splitlines() if line.startswith("  /")]
+    assert len(errors) == 7 and "7 left out" in err
+    assert set(errors) <= {line.strip() for line in (tmp_path / "new" / "faults.txt").read_text().splitlines()}
     for name, message in {
         "bare": "does not name its frames",
         "other": r"expected an object or tensor with .*found one with \['other'\]",
@@ -311,7 +314,7 @@ def test_bad_files_do_not_stop_the_others(tmp_path, capsys):
     }.items():
         with pytest.raises(InputError, match=rf"/old/push/{name}\.pt: {message}"):
             raise InputError(next(e for e in errors if f"/{name}.pt" in e))
-    assert sorted(p.name for p in (tmp_path / "new").rglob("*.*")) == ["good_0.pt", "good_1.pt"]
+    assert sorted(p.name for p in (tmp_path / "new").rglob("*.*")) == ["faults.txt", "good_0.pt", "good_1.pt"]
     assert tiny.contents(tmp_path / "old") == before
 
 
@@ -370,7 +373,7 @@ def test_one_copy_reads_like_the_policy_that_chose_it(tmp_path, copy, dtype):
     path.parent.mkdir(parents=True)
     torch.save({"per_frame_features": FEATURES.to(dtype), "frame_paths": PATHS, "meta": {"model_name": "VGGT"}}, path)
     before = tiny.contents(tmp_path / "old")
-    assert convert(tmp_path / "old", tmp_path / "new", frame_copy=copy, progress=False) == (1, 0, [])
+    assert run(tmp_path, frame_copy=copy) == (1, 0, [])
     old, new = FeaturePack.open(path), FeaturePack.open(tmp_path / "new" / "push" / "ep_0.pt")
     assert new.shape == (len(old.steps), 1, *old.shape[2:]) and new.steps == sorted(old.steps) and new.dtype == dtype
     for step in old.steps:
@@ -379,9 +382,9 @@ def test_one_copy_reads_like_the_policy_that_chose_it(tmp_path, copy, dtype):
     assert any(not torch.equal(old.frame(s, "middle"), old.frame(s, "last")) for s in old.steps)
     assert new.meta["frame_copy"] == copy and new.meta["windows_of"] == old.shape[1] and new.box == old.box
     assert tiny.contents(tmp_path / "old") == before
-    assert convert(tmp_path / "old", tmp_path / "new", frame_copy=copy, progress=False) == (0, 1, [])
+    assert run(tmp_path, frame_copy=copy) == (0, 1, [])
     other = {"middle": "last", "last": "middle"}[copy]
-    _, _, errors = convert(tmp_path / "old", tmp_path / "new", frame_copy=other, progress=False)
+    _, _, errors = run(tmp_path, frame_copy=other)
     assert len(errors) == 1 and f"with frame_copy {copy}, not {other}" in errors[0]
 
 

@@ -17,8 +17,8 @@ from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import PROJECT, Workspace
 from rgb2pc_lib.encoders.extract import list_frames
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.recordings.importers import choose_camera, import_recordings, slug
-from rgb2pc_lib.recordings.lerobot import list_lerobot, video_frames
+from rgb2pc_lib.recordings.importers import choose_camera, import_recordings, slug, slugs
+from rgb2pc_lib.recordings.lerobot import list_lerobot
 
 FPS, H, W = 10, 48, 64
 EPISODES = ((7, "Pick up the cube"), (12, "Push it!"), (5, "Pick up the cube"), (4, "Push it!"))
@@ -139,17 +139,97 @@ def test_every_nth_frame_and_its_state(video, tmp_path):
         np.testing.assert_allclose(state["progress"], np.array([0, 5, 10]) / 11, rtol=1e-6)
 
 
-def test_times_that_the_video_lacks_are_told(video, tmp_path):
-    path = video / "videos" / TOP / "chunk-000" / "file-000.mp4"
-    frames = list(video_frames(path, np.array([0.72, 1.88]), 0.05))  # a recording's clock is not exact
-    assert [nearest_frame(f)[0] for f in frames] == [(1, 0), (2, 0)]
-    for times, tolerance, missing in (([2.3, 2.4], 0.05, "2.400"), ([0.65], 0.01, "0.650")):
-        with pytest.raises(InputError, match=f"file-000.mp4: expected a frame at {missing} s, found none"):
-            list(video_frames(path, np.array(times), tolerance))
-    (tmp_path / "bad.mp4").write_bytes(b"no video")
-    for bad in ("bad.mp4", "none.mp4"):
-        with pytest.raises(InputError, match=f"{bad}: expected a video"):
-            list(video_frames(tmp_path / bad, np.array([0.0]), 0.05))
+def episodes_of(root):
+    return root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+
+
+def change(path, **columns):
+    """Rewrite columns of a table, each by a function of its old values."""
+    rows = pq.read_table(path).to_pylist()
+    for name, new in columns.items():
+        for row in rows:
+            row[name] = new(row)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def frames_of(recording):
+    return [nearest_frame(image)[0] for image, _ in recording.read(range(recording.frames))]
+
+
+def all_right(root):
+    for e, (recording, (length, _)) in enumerate(zip(list_lerobot(root, "top"), EPISODES, strict=True)):
+        assert frames_of(recording) == [(e, i) for i in range(length)]
+
+
+def test_frames_are_counted_where_clocks_do_not_tell_them(tmp_path):
+    root, begin = write(tmp_path / "cubes"), f"videos/{TOP}/from_timestamp"
+    for data in (root / "data").rglob("*.parquet"):  # a recorder that lost frames, whose video has those that are left
+        change(data, timestamp=lambda row: np.float32(row["timestamp"] * 1.3 + 0.04))
+    all_right(root)
+    change(episodes_of(root), **{begin: lambda row: row[begin] * 1.06})  # as seconds of a video at another rate
+    all_right(root)
+
+
+def test_frames_that_nothing_tells_are_refused(tmp_path):
+    root, begin = write(tmp_path / "cubes"), f"videos/{TOP}/from_timestamp"
+    change(episodes_of(root), **{f"videos/{TOP}/file_index": lambda row: 0})  # the last one lies in the next file
+    recordings = list_lerobot(root, "top")
+    assert [frames_of(recordings[e]) for e in (1, 2)] == [[(e, i) for i in range(EPISODES[e][0])] for e in (1, 2)]
+    for recording in recordings[::3]:  # two say that they lie at the same place
+        with pytest.raises(InputError, match="file-000.mp4: .* others lie there too, and of 24 frames there"):
+            frames_of(recording)
+    change(episodes_of(root), **{begin: lambda row: row[begin] + (0.05 if row["episode_index"] < 2 else 9)})
+    for recording, off in zip(list_lerobot(root, "top")[:3], ("0.50", "0.50", "90.00"), strict=True):
+        with pytest.raises(InputError, match=f"file-000.mp4: expected a frame at .* off by up to {off} frames"):
+            frames_of(recording)
+    video = root / "videos" / TOP / "chunk-000" / "file-000.mp4"
+    for damage, said in ((lambda: video.write_bytes(b"no video"), "expected a readable video"),
+                         (video.unlink, "expected a readable video.*no such file")):  # fmt: skip
+        damage()
+        with pytest.raises(InputError, match=f"file-000.mp4: {said}"):
+            frames_of(list_lerobot(root, "top")[0])
+
+
+def test_rows_are_found_by_what_they_say_of_themselves(tmp_path):
+    root = write(tmp_path / "cubes", "image")
+    change(episodes_of(root), **{"data/file_index": lambda row: 0})  # as a converter leaves it at the file's end
+    (root / "data" / "chunk-000" / "._file-000.parquet").write_bytes(b"what macOS leaves")
+    (root / "meta" / "episodes" / "chunk-000" / "._file-000.parquet").write_bytes(b"what macOS leaves")
+    all_right(root)
+    first, second = sorted((root / "data").rglob("file*.parquet"))
+    rows = pq.read_table(first).to_pylist()
+    pq.write_table(pa.Table.from_pylist(rows[1:]), first)  # the last frame of episode 1 lies in the next file
+    pq.write_table(pa.Table.from_pylist([*pq.read_table(second).to_pylist(), rows[0]]), second)
+    all_right(root)
+    change(second, frame_index=lambda row: min(row["frame_index"], 3))
+    with pytest.raises(InputError, match="expected the frames 0 to 4 of episode 2, found 3 in place of 4"):
+        frames_of(list_lerobot(root, "top")[2])
+
+
+def test_columns_of_numbers_are_kept_and_all_others_told(tmp_path, caplog):
+    root = write(tmp_path / "cubes", "image")
+    info = json.loads((root / "meta" / "info.json").read_text())
+    for name, kind in (("observation.effort", "float64"), ("say", "string")):
+        info["features"][name] = {"dtype": kind, "shape": [1]}
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    large = 2**40  # microseconds, say: not one of them survives 32 bits
+    for data in (root / "data").rglob("*.parquet"):
+        change(data, say=lambda row: "go", time=lambda row: large)
+        change(data, **{"observation.effort": lambda row: [1e300, 2.0]})
+    state = list_lerobot(root, "top")[0].state(range(0, 7, 3))
+    assert state["source.time"].tolist() == [large] * 3  # "time" is ours
+    assert state["observation.effort"].tolist() == [[1e300, 2.0]] * 3
+    assert "say" not in state and f"{WRIST} (image)" in caplog.text and "say (string)" in caplog.text
+
+
+def test_tasks_of_different_words_are_different_tasks(tmp_path):
+    root = write(tmp_path / "cubes", "image")
+    words = ["Push it", "push it!", "抓取方块", "?"]
+    change(episodes_of(root), tasks=lambda row: [words[row["episode_index"]]])
+    tasks = [r.task for r in list_lerobot(root, "top")]
+    assert len(set(tasks)) == 4 and tasks[2] == "抓取方块" and all(t.startswith("push-it-") for t in tasks[:2])
+    long = slugs(["grasp the handle " * 30, "grasp the handle " * 31])
+    assert len(set(long.values())) == 2 and all(len(s.encode()) < 250 for s in long.values())
 
 
 def test_bad_data_sets_are_told(video, tmp_path):
@@ -182,5 +262,6 @@ def test_the_tool_makes_a_workspace(video, tmp_path, monkeypatch, capsys):
 def test_names(tmp_path):
     assert slug("  Put the (red) cube_2 on it.") == "put-the-red-cube_2-on-it"
     assert choose_camera(None, ["only"], tmp_path) == "only"
+    assert choose_camera("top", ["top", "images.top"], tmp_path) == "top"  # else it could not be named
     with pytest.raises(InputError, match="a camera called 'front', found none"):
         choose_camera("front", [], tmp_path)

@@ -263,6 +263,49 @@ def test_names_follow_the_files(tmp_path):
         imported(tmp_path)
 
 
+def test_links_keep_the_names_of_their_own_paths(tmp_path):
+    blobs, tasks = tmp_path / "blobs", ("stack", "open")
+    for n, task in enumerate(tasks):
+        write(blobs / f"{n}f3a9", "none")
+        link = tmp_path / "snapshot" / task / "demo_clean" / "data" / "episode0.hdf5"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(blobs / f"{n}f3a9")
+        (link.parent / "._episode0.hdf5").write_bytes(b"what macOS leaves")
+    found = [(r.task, r.episode) for r in list_robotwin(tmp_path / "snapshot", HEAD)]
+    assert sorted(found) == [("open", "demo_clean_episode0"), ("stack", "demo_clean_episode0")]
+    assert [(r.task, r.episode) for r in list_robotwin(link, HEAD)] == [("open", "demo_clean_episode0")]
+
+
+def test_arrays_of_one_name_stay_apart_and_what_is_left_out_is_told(episode, caplog):
+    write(episode, "none")
+    with h5py.File(episode, "r+") as f:
+        f["state/left_arm"] = np.full((FRAMES, 6), 7.0)
+        f["joint_action/time"] = np.arange(FRAMES) / 30
+        f["joint_action/notes"] = np.arange(3)
+        f["observation/head_camera/depth"] = np.zeros((FRAMES, H, W))
+    state = list_robotwin(episode, HEAD)[0].state(range(FRAMES))
+    assert (state["left_arm"] == 7).all() and state["joint_action.left_arm"][1].tolist() == [6, 7, 8, 9, 10, 11]
+    assert "time" not in state and state["joint_action.time"][3] == 0.1
+    for name in ("observation/left_camera/rgb", "observation/head_camera/depth", "joint_action/notes"):
+        assert name in caplog.text
+    assert "head_camera/rgb" not in caplog.text and "left_gripper" not in caplog.text
+
+
+def test_numbers_of_clouds_fit_or_are_refused(episode, tmp_path):
+    write(episode, parameters=None)
+    with h5py.File(episode, "r+") as f:
+        f["pointcloud"][..., 3:] *= 255
+        f["pointcloud"][1, :, 3:] = 1  # nearly black bytes of a frame are no shares of white
+    workspace, _ = imported(tmp_path)
+    cloud = read_ply(list_clouds(workspace.clouds)[("beat_block", "demo_clean_episode0")][0])
+    np.testing.assert_array_equal(cloud.rgb[:POINTS], (scene(0)[2][:, 3:] * 255).round())
+    for value, said in ((np.nan, "finite positions"), (1e9, "positions that 32 bits can tell")):
+        with h5py.File(episode, "r+") as f:
+            f["pointcloud"][2, :, 0] = np.linspace(value, value + 1, POINTS + 12)
+        with pytest.raises(InputError, match=f"episode0.hdf5: cloud 2: expected {said}"):
+            import_recordings(list_robotwin(episode, HEAD), episode.parent, tmp_path / "again", progress=False)
+
+
 def test_later_files_give_frames_and_joints(tmp_path):
     path = tmp_path / "data" / "stack" / "episode0.hdf5"
     path.parent.mkdir(parents=True)
@@ -292,7 +335,9 @@ def test_bad_files_are_named(episode, tmp_path):
     with h5py.File(episode, "r+") as f:
         rgb = f["observation/head_camera/rgb"]
         rgb[2] = b"no picture"
-    with pytest.raises(InputError, match="episode0.hdf5: frame 2 of observation/head_camera: expected a JPEG"):
+    with pytest.raises(
+        InputError, match="episode0.hdf5: frame 2 of observation/head_camera: expected an encoded image"
+    ):
         imported(tmp_path)
     with h5py.File(episode, "w") as f:
         f["action"] = np.zeros(3)
@@ -316,3 +361,62 @@ def test_the_tool_and_a_missing_package(episode, tmp_path, monkeypatch, capsys):
         runpy.run_path(str(PROJECT / "tools" / "import_robotwin.py"), run_name="__main__")
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "pip install -e '.[import]'" in said and said.count("\n") == 1
+
+
+def test_a_bad_episode_costs_itself_alone(episode, tmp_path, monkeypatch, capsys):
+    paths = [episode.with_name(f"episode{i}.hdf5") for i in range(4)]
+    for path in paths:
+        write(path, "none")
+    whole = paths[2].read_bytes()
+    paths[1].write_bytes(b"nothing")  # told when it is listed
+    with h5py.File(paths[2], "r+") as f:  # told when it is read
+        f["observation/head_camera/rgb"][FRAMES - 1] = b"no picture"
+
+    def run():
+        words = ["import_robotwin", "--source", tmp_path / "data", "--out", tmp_path / "out", "--camera", "head_camera"]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(PROJECT / "tools" / "import_robotwin.py"), run_name="__main__")
+        return stop.value.code, capsys.readouterr()
+
+    status, said = run()
+    assert status == 2 and said.out.startswith("2 episodes written, 0 kept")
+    report = (tmp_path / "out" / "faults.txt").read_text()
+    assert "episode1.hdf5: expected an HDF5 file" in report and "episode2.hdf5: frame 4 of" in report
+    assert {e for _, e in list_frames(tmp_path / "out" / "rgb")} == {"demo_clean_episode0", "demo_clean_episode3"}
+    paths[2].write_bytes(whole)
+    status, said = run()
+    assert status == 2 and said.out.startswith("1 episodes written, 2 kept")
+    assert "episode2" not in (tmp_path / "out" / "faults.txt").read_text()
+
+
+def test_an_episode_appears_when_it_is_whole(episode, tmp_path, monkeypatch):
+    write(episode)
+    out, recordings = tmp_path / "out", list_robotwin(episode, HEAD)
+    seen = []
+    save = Image.Image.save
+
+    def look(image, path, **options):
+        seen.append([p.name for p in old.iterdir()])
+        save(image, path, **options)
+
+    old = out / "rgb" / "beat_block" / "demo_clean_episode0"  # what an older version left half-written
+    old.mkdir(parents=True)
+    (old / "step_0099.jpg").write_bytes(b"left over")
+    leftover = old.with_name(f".{old.name}.0123abcd.partial")  # and a killed import
+    leftover.mkdir()
+    (leftover / "step_0000.jpg").write_bytes(b"left over")
+    monkeypatch.setattr(Image.Image, "save", look)
+    import_recordings(recordings, episode, out, progress=False)
+    assert seen == [["step_0099.jpg"]] * FRAMES and not leftover.exists()
+    assert sorted(p.name for p in old.iterdir()) == [f"step_{i:04d}.jpg" for i in range(FRAMES)]
+    (out / "state" / "beat_block" / "demo_clean_episode0.npz").unlink()
+    (old / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="demo_clean_episode0: is to be written anew, but holds notes.txt too"):
+        import_recordings(recordings, episode, out, progress=False)
+    (old / "notes.txt").unlink()
+    (old / "step_0003.jpg").unlink()
+    assert import_recordings(recordings, episode, out, progress=False) == (1, 0)
+    (old / "step_0003.jpg").unlink()  # the state file is there, its frames are not
+    assert import_recordings(recordings, episode, out, progress=False) == (1, 0)
+    assert import_recordings(recordings, episode, out, progress=False) == (0, 1)

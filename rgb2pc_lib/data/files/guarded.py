@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from rgb2pc_lib import errors
 from rgb2pc_lib.errors import InputError
 
-# what damaged bytes can raise in the readers of zip archives and numpy's headers
+# what damaged bytes can raise in the readers of zip archives, numpy's headers and compressed chunks
 DAMAGE = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, SyntaxError, TypeError, OverflowError,
     MemoryError, IndexError, AttributeError, struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
+    SystemError,
 )  # fmt: skip
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _KINDS = {"f": "floating point", "iuf": "numbers", "iu": "whole numbers", "b": "true or false", "U": "text"}
@@ -36,9 +38,9 @@ def read_text(path: Path, remedy: str = "restore it from a copy") -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror or e}); {remedy}") from None
+        raise InputError(f"{path}: cannot be read ({e.strerror or e}); {_helps(path, remedy)}") from None
     except UnicodeDecodeError as e:
-        raise InputError(f"{path}: not text in UTF-8 (byte {e.start}); {remedy}") from None
+        raise InputError(f"{path}: not text in UTF-8 (byte {e.start}); {_helps(path, remedy)}") from None
 
 
 def parse_json(text: str, path: Path, remedy: str = "restore it from a copy") -> Any:
@@ -49,7 +51,7 @@ def parse_json(text: str, path: Path, remedy: str = "restore it from a copy") ->
         why = f"{e.msg}, line {e.lineno}" if text.strip() else "it is empty"
     except (ValueError, RecursionError) as e:  # a number of thousands of digits; thousands of brackets
         why = first_line(e)
-    raise InputError(f"{path}: not readable as JSON ({why}); {remedy}")
+    raise InputError(f"{path}: not readable as JSON ({why}); {_helps(path, remedy)}")
 
 
 def read_json(path: Path, remedy: str = "restore it from a copy") -> Any:
@@ -95,7 +97,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         found = e.strerror
     except (ValueError, RecursionError) as e:  # not UTF-8, not TOML, thousands of brackets
         found = first_line(e)
-    raise InputError(f"{path}: expected {what}, found: {found}")
+    raise InputError(f"{path}: expected {what}, found: {found}; {_helps(path, 'write it so')}")
 
 
 def expect(
@@ -123,13 +125,15 @@ def shown(value: Any) -> str:
 
 
 def read_npz(
-    path: Path, wanted: Mapping[str, tuple[str, str]] | None = None, remedy: str = "restore it from a copy"
-) -> dict[str, np.ndarray]:
+    path: Path, wanted: Mapping[str, tuple[str, str]] | None = None, remedy: str = "restore it from a copy",
+    otherwise: str = "",
+) -> dict[str, np.ndarray]:  # fmt: skip
     """The arrays of an `.npz`, every one checked against its checksum.
 
     `wanted` says what must be there: name -> (kinds, axes). Kinds are letters of numpy's `dtype.kind`, "" for any; axes
     are letters, one an axis and the same letter the same length, or digits, lengths. A name that ends in "?" may be
-    missing. Raises InputError naming the file and the array.
+    missing. Where nothing shows that a file is damaged, `otherwise` helps (none: the same `remedy`).
+    Raises InputError naming the file and the array.
 
     >>> read_npz(path, {"student": ("f", "nE"), "time": ("iu", "n"), "pose": ("f", "44")})  # doctest: +SKIP
     """
@@ -140,9 +144,10 @@ def read_npz(
                 name = entry.filename.removesuffix(".npy")
                 found[name] = _array(archive, entry)
     except DAMAGE as e:
+        what = errors.remedy(path, remedy, otherwise or remedy, str(e))
         if isinstance(e, OSError) and e.errno is not None:
-            raise InputError(f"{path}: cannot be read ({e.strerror}); {remedy}") from None
-        raise InputError(f"{path}: not a whole .npz of plain arrays ({first_line(e)}); {remedy}") from None
+            raise InputError(f"{path}: cannot be read ({e.strerror}); {what}") from None
+        raise InputError(f"{path}: not a whole .npz of plain arrays ({first_line(e)}); {what}") from None
     check_npz(path, found, wanted or {}, remedy)
     return found
 
@@ -179,14 +184,27 @@ def _check_array(
 
 
 def check_archive(path: Path, remedy: str = "restore it from a copy") -> None:
-    """Compare a zip archive (a torch file, an .npz) with its checksums. Raises InputError naming the file."""
+    """Compare a zip archive (a torch file, an .npz) with its checksums, where it has them: that of the tokens is zero
+    in a pack of ours, which was filled after it was laid out. Raises InputError naming the file.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
+            bad = next((e.filename for e in archive.infolist() if e.CRC and not _whole(archive, e)), None)
     except DAMAGE as e:
-        raise InputError(f"{path}: not a whole archive ({first_line(e)}); {remedy}") from None
+        raise InputError(f"{path}: not a whole archive ({first_line(e)}); {_helps(path, remedy)}") from None
     if bad:
         raise InputError(f"{path}: {bad} is not what was written, by its checksum; {remedy}")
+
+
+def _whole(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry has the checksum that was written with it."""
+    try:
+        with archive.open(entry) as file:
+            while file.read(2**20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
@@ -212,6 +230,11 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     if dtype.kind == "b" and max(data) > 1:
         raise ValueError(f"{name} holds more than true and false")
     return np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if by_column else "C")
+
+
+def _helps(path: Path, remedy: str) -> str:
+    """The remedy for a file of known kind that is not as it was written, or what helps where it is no such file."""
+    return errors.remedy(path, remedy, remedy)
 
 
 def first_line(e: Exception | str) -> str:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from rgb2pc_lib import errors
 from rgb2pc_lib.data.files.guarded import DAMAGE, expect, first_line, parse_json
 from rgb2pc_lib.errors import InputError
 
@@ -28,7 +29,8 @@ def read_weights(
             told = (f.metadata() or {}).get(key)
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     except (SafetensorError, *DAMAGE) as e:
-        raise InputError(f"{path}: not readable weights ({first_line(e)}); {remedy}") from None
+        what = errors.remedy(path, remedy, remedy)
+        raise InputError(f"{path}: not readable weights ({first_line(e)}); {what}") from None
     if told is None:
         raise InputError(f"{path}: weights of something else, they say nothing of '{key}'; {remedy}")
     if odd := [k for k, v in tensors.items() if v.dtype not in (torch.float32, torch.int64)]:

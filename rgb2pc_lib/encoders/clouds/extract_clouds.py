@@ -5,25 +5,23 @@ Layout of a file: `data/README.md`. A file appears under its name only once it i
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import os
 import pickle
-import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply
+from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
+from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import steps
 from rgb2pc_lib.data.numbers import as_type
 from rgb2pc_lib.encoders.encode import out_of_memory
@@ -70,12 +68,20 @@ def load_cloud_encoder(
     return getattr(importlib.import_module(f"{__package__}.{ENCODERS[name]}"), f"load_{name}")(weights, device, frame)
 
 
-def list_clouds(root: Path) -> dict[tuple[str, str], list[Path]]:
-    """(task, episode) -> its clouds `<root>/<task>/<episode>/<step>.ply` in the order of time."""
+def list_clouds(
+    root: Path, faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING
+) -> dict[tuple[str, str], list[Path]]:
+    """(task, episode) -> its clouds `<root>/<task>/<episode>/<step>.ply` in the order of time, but for excluded ones.
+
+    An episode with a step that stands there twice, or with clouds of two series, is put into `faults`.
+    """
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder of clouds <task>/<episode>/step_0000.ply, found none")
-    found = {key: [*files.values()] for key, files in steps(root, (".ply",)).items()}
-    if not found:
+    broken: dict[tuple[str, str], str] = {}
+    every = exclude.episodes(steps(root, (".ply",), broken))
+    found = {key: [*exclude.steps(key, files).values()] for key, files in every.items()}
+    faults.add_episodes(exclude.episodes(broken))
+    if not (found or broken):
         raise InputError(f"{root}: expected clouds <task>/<episode>/step_0000.ply, found none there")
     return found
 
@@ -118,56 +124,82 @@ class Plan:
     todo: list[tuple[Path, Path]]
     kept: int  # files that are there already
 
-    def bytes(self, encoder: CloudEncoder) -> int:
+    def bytes(self, encoder: CloudEncoder, faults: Faults = AT_ONCE) -> int:
         """Disk that the files to write will take, told from the headers of their clouds."""
-        sizes = [min(count_points(path), encoder.most or 2**62) for path, _ in self.todo]
+        sizes = []
+        for path, _ in self.todo:
+            with faults.at(_name(path)):
+                sizes.append(min(count_points(path), encoder.most or 2**62))
         return sum(n * (24 + 8 + 2 * encoder.width) + 2 * encoder.width + 2500 for n in sizes)  # pc, uv, pc_feat
 
 
-def plan(encoder: CloudEncoder, clouds: Path, out: Path, tag: str) -> Plan:
+def plan(
+    encoder: CloudEncoder, clouds: Path, out: Path, tag: str, faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING
+) -> Plan:
     """This rank's clouds, the file `out/<task>/<episode>/<step>.ply.ulip_<tag>.pt` of each, and whether it is there.
 
-    Raises InputError for an `out` among the clouds and for a file that another encoder made.
+    Raises InputError for an `out` among the clouds and for a file that another encoder made. One that is there and
+    cannot be read is put into `faults`.
     """
     if out.resolve() == clouds.resolve() or clouds.resolve() in out.resolve().parents:
         raise InputError(f"{out}: the teacher must not be written into the clouds' folder {clouds}; choose another")
-    every = [path for paths in list_clouds(clouds).values() for path in paths]
+    every = [path for paths in list_clouds(clouds, faults, exclude).values() for path in paths]
     todo, kept = [], 0
     for path in shard(every):  # shared out before looking what is there: other ranks are writing
         target = out / path.relative_to(clouds).parent / f"{path.name}.ulip_{tag}.pt"
         if target.exists():
-            _check_kept(target, encoder.made_by)
-            kept += 1
+            with faults.at(_name(path)):
+                made_by = _made_by(target)
+                kept += 1
+            if _name(path) not in faults.found:
+                _check_kept(target, made_by, encoder.made_by)
         else:
             todo.append((path, target))
     return Plan(todo, kept)
 
 
 def extract_teacher(
-    encoder: CloudEncoder, clouds: Path, out: Path, tag: str | None = None, batch: int = 1, progress: bool = True
-) -> tuple[int, int]:
+    encoder: CloudEncoder, clouds: Path, out: Path, tag: str | None = None, batch: int = 1, progress: bool = True,
+    faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING,
+) -> tuple[int, int]:  # fmt: skip
     """Write `out/<task>/<episode>/<step>.ply.ulip_<tag>.pt` for every cloud of this rank; the numbers (written, kept).
 
     A file is a dict: `pc [N, 6]` float32, `uv [N, 2]` float32 where the cloud has it, `pc_feat [N, E]` float16,
     `pooled [E]` float16 where the encoder has such an embedding, and `encoder`, a fingerprint of the weights. Files
     of the same encoder are kept. Clouds of one size are encoded together, at most `batch` and as many as memory holds.
-    Raises InputError naming an unreadable cloud, or a file that another encoder made.
+    A cloud that cannot be read or encoded is put into `faults`. Raises InputError for a file that another encoder made.
     """
-    tag = tag or encoder.name
-    work = plan(encoder, clouds, out, tag)
+    tag, written = tag or encoder.name, 0
+    work = plan(encoder, clouds, out, tag, faults, exclude)
     with tqdm(total=len(work.todo), desc=tag, unit="cloud", disable=not (progress and work.todo and not rank())) as bar:
         for some in _batches(work.todo, batch):
-            read = [_read(encoder, path) for path, _ in some]
-            for _, group in groupby(zip(some, read, strict=True), key=lambda item: len(item[1][0])):
+            read = []
+            for path, target in some:
+                with faults.at(_name(path)):
+                    read.append((path, target, *_read(encoder, path)))
+            for _, group in groupby(read, key=lambda item: len(item[2])):
                 same = list(group)
-                features = _encode(encoder, torch.from_numpy(np.stack([points for _, (points, _) in same])))
-                for i, ((path, target), (points, uv)) in enumerate(same):
-                    what = f"{path}: its features"
-                    one = {k: as_type(v[i], torch.float16, what, _METRES) for k, v in features.items()}
-                    pixels = {} if uv is None else {"uv": torch.from_numpy(uv)}
-                    save(target, {"pc": torch.from_numpy(points), **pixels, **one, "encoder": encoder.made_by})
-                bar.update(len(same))
-    return len(work.todo), work.kept
+                with faults.at(*(_name(path) for path, *_ in same)):
+                    features = _encode(encoder, torch.from_numpy(np.stack([points for *_, points, _ in same])))
+                    written += _save_each(encoder, same, features, faults)
+            bar.update(len(some))
+    return written, work.kept
+
+
+def _save_each(encoder, same, features, faults):
+    written = 0
+    for i, (path, target, points, uv) in enumerate(same):
+        with faults.at(_name(path)):
+            what = f"{path}: its features"
+            one = {k: as_type(v[i], torch.float16, what, _METRES) for k, v in features.items()}
+            pixels = {} if uv is None else {"uv": torch.from_numpy(uv)}
+            save(target, {"pc": torch.from_numpy(points), **pixels, **one, "encoder": encoder.made_by})
+            written += 1
+    return written
+
+
+def _name(path):
+    return "/".join(path.parts[-3:])
 
 
 def _batches(items, size):
@@ -180,7 +212,7 @@ def _read(encoder, path):  # points [N, 6], uv [N, 2] or None, of those points t
         raise InputError(
             f"{path}: {encoder.name} needs {encoder.fewest} points, found {len(points)}; use denser clouds"
         )
-    rows = sample_points(len(points), encoder.most, "/".join(path.parts[-3:]))
+    rows = sample_points(len(points), encoder.most, _name(path))
     return points[rows], None if cloud.uv is None else cloud.uv[rows]
 
 
@@ -203,34 +235,19 @@ def _encode(encoder, points):
 
 def save(path: Path, file: dict) -> None:
     """`torch.save` under a hidden temporary name, then the name itself."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half_written = path.with_name(f".{path.name}.tmp")
-    torch.save(file, half_written)
-    os.replace(half_written, path)
+    write_atomic(path, lambda p: torch.save(file, p))
 
 
-def free_bytes(folder: Path) -> int:
-    """Free disk where a folder is or will be."""
-    return shutil.disk_usage(next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())).free
-
-
-def fingerprint(network: nn.Module, *facts: str) -> str:
-    """Sixteen hexadecimal digits that follow from the config, every weight, and what else decides the features."""
-    config: Any = network.config
-    digest = hashlib.sha256(json.dumps(asdict(config)).encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode() + value.numpy().tobytes())
-    for fact in facts:
-        digest.update(fact.encode())
-    return digest.hexdigest()[:16]
-
-
-def _check_kept(path: Path, expected: str) -> None:
+def _made_by(path: Path) -> str | None:
     try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("encoder")
+        made_by: str | None = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("encoder")
     except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as e:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise InputError(f"{path}: expected an extracted teacher file, found: {reason}; delete the file") from None
+    return made_by
+
+
+def _check_kept(path: Path, found: str | None, expected: str) -> None:
     if found != expected:
         raise InputError(
             f"{path}: made by another encoder ({found or 'unnamed'} instead of {expected}); "

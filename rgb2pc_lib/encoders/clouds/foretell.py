@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rgb2pc_lib.data import system
 from rgb2pc_lib.data.files.guarded import check_npz
 from rgb2pc_lib.data.listing import step_name
 from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
@@ -81,6 +82,7 @@ def foretell(encoder: PointEncoder, data: Recorded, config: ForetellConfig) -> I
     """
     if data.points.shape[1] < config.points:
         raise InputError(f"clouds of {data.points.shape[1]} points are fewer than the {config.points} asked for")
+    system.keep_freed_memory()
     draw = torch.Generator().manual_seed(config.seed)
     later = _later(data.episode, (0,) if config.supervised else config.ahead)  # [S, A]
     places = torch.cat([data.tcp[later], data.object[:, None]][: 1 + config.supervised], 1)  # [S, A or 2, 3]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from rgb2pc_lib.data.files.guarded import expect
 from rgb2pc_lib.data.files.weights import fill, read_weights
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
-from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder, fingerprint
+from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder
+from rgb2pc_lib.encoders.weights import network_fingerprint
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import initialise
 
@@ -82,11 +83,9 @@ class PointEncoder(nn.Module):
 
 def save_point_encoder(path: Path, encoder: PointEncoder, **facts) -> None:
     """Weights, the config and what else is worth knowing (JSON values) in one safetensors file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half_written = path.with_name(f".{path.name}.tmp")
     metadata = {"about": json.dumps({"config": asdict(encoder.config), **facts})}  # one key: several have no order
-    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, half_written, metadata)
-    os.replace(half_written, path)
+    tensors = {k: v.contiguous() for k, v in encoder.state_dict().items()}
+    write_atomic(path, lambda p: p.write_bytes(save(tensors, metadata)))
 
 
 def load_point_encoder(path: Path | None = None) -> PointEncoder:
@@ -110,6 +109,6 @@ def load_pointnet(weights: Path | None = None, device: str = "cpu", frame: str =
     if frame != "camera":
         raise InputError(f"pointnet was trained on clouds in the camera frame, not the {frame}'s; transform them first")
     network = load_point_encoder(weights)
-    made_by = fingerprint(network)
+    made_by = network_fingerprint(network)
     network.to(device)
     return CloudEncoder("pointnet", lambda p: {"pc_feat": network(p)}, made_by, network.config.embed_dim, device=device)

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgb2pc_lib.data.files.guarded import first_line
-from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder, fingerprint
+from rgb2pc_lib.encoders.clouds.extract_clouds import CloudEncoder
+from rgb2pc_lib.encoders.weights import network_fingerprint
 from rgb2pc_lib.errors import InputError
 
 HUB = "https://huggingface.co/datasets/SFXX/ulip"
@@ -225,7 +226,7 @@ def load_ulip2(weights: Path | None, device: str = "cpu", frame: str = "camera")
 
 def _load(name, weights, device, frame):
     network = read_checkpoint(name, weights)
-    made_by = fingerprint(network, f"{frame} frame")
+    made_by = network_fingerprint(network, f"{frame} frame")
     network.to(device)
 
     def features(points: Tensor) -> dict[str, Tensor]:

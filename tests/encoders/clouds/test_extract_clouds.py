@@ -18,7 +18,6 @@ from rgb2pc_lib.encoders.clouds import ulip
 from rgb2pc_lib.encoders.clouds.extract_clouds import (
     CloudEncoder,
     extract_teacher,
-    fingerprint,
     list_clouds,
     load_cloud_encoder,
     plan,
@@ -26,6 +25,7 @@ from rgb2pc_lib.encoders.clouds.extract_clouds import (
     sample_points,
 )
 from rgb2pc_lib.encoders.clouds.points import PointConfig, PointEncoder, load_pointnet, save_point_encoder
+from rgb2pc_lib.encoders.weights import network_fingerprint
 from rgb2pc_lib.errors import InputError
 
 TINY = PointConfig(hidden=32, embed_dim=32, octaves=4)
@@ -33,7 +33,7 @@ TINY = PointConfig(hidden=32, embed_dim=32, octaves=4)
 
 def encoder(seed=0, **changes):
     network = PointEncoder(TINY, seed)
-    made = CloudEncoder("pointnet", lambda p: {"pc_feat": network(p)}, fingerprint(network), TINY.embed_dim)
+    made = CloudEncoder("pointnet", lambda p: {"pc_feat": network(p)}, network_fingerprint(network), TINY.embed_dim)
     return replace(made, **changes)
 
 

@@ -8,9 +8,9 @@ import tiny
 import torch
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
-from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint
 from rgb2pc_lib.encoders.clouds.foretell import ForetellConfig, Recorded, foretell, load_recorded, moved, rotations
 from rgb2pc_lib.encoders.clouds.points import PointConfig, PointEncoder
+from rgb2pc_lib.encoders.weights import network_fingerprint
 from rgb2pc_lib.errors import InputError
 
 TINY = PointConfig(hidden=32, embed_dim=32, octaves=4)
@@ -77,10 +77,10 @@ def test_the_seed_decides_every_weight():
     torch.manual_seed(5)  # the global generator plays no part
     state = torch.random.get_rng_state()
     again, same = trained(short)
-    assert fingerprint(again) == fingerprint(first) and figures == same
+    assert network_fingerprint(again) == network_fingerprint(first) and figures == same
     assert torch.equal(state, torch.random.get_rng_state())
     other, _ = trained(dataclasses.replace(short, seed=1))
-    assert fingerprint(other) != fingerprint(first)
+    assert network_fingerprint(other) != network_fingerprint(first)
 
 
 def test_a_cloud_and_what_is_told_of_it_move_as_one():

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from rgb2pc_lib.data.workspace import PROJECT, SAMPLE, Workspace
-from rgb2pc_lib.encoders.clouds.extract_clouds import fingerprint, list_clouds, read_cloud
+from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds, read_cloud
 from rgb2pc_lib.encoders.clouds.points import PointConfig, PointEncoder, load_point_encoder, save_point_encoder
+from rgb2pc_lib.encoders.weights import network_fingerprint
 from rgb2pc_lib.errors import InputError
 
 TINY = PointConfig(hidden=32, embed_dim=32, octaves=4)
@@ -30,7 +31,7 @@ def test_weights_survive_the_file(tmp_path):
     path = tmp_path / "new" / "w.safetensors"
     save_point_encoder(path, encoder, clouds=64)
     back = load_point_encoder(path)
-    assert back.config == TINY and fingerprint(back) == fingerprint(encoder)
+    assert back.config == TINY and network_fingerprint(back) == network_fingerprint(encoder)
     assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]
     whole = path.read_bytes()
     save_point_encoder(path, back, clouds=64)
