@@ -40,7 +40,8 @@ def page_of(notebook: Path) -> dict[str, str | bytes]:
         if cell.cell_type == "markdown":
             cell.source = FORMULA.sub(lambda m: convert(m[2], "block" if m[1] == "$$" else "inline"), cell.source)
         figures = [] if copy or cell.cell_type != "code" else SAVED.findall(cell.source)
-        cells += [cell, *(new_markdown_cell(saved_figure(name)) for name in figures)]
+        saved = [name for name in figures if (FIGURES / f"{name}.json").exists()]  # else the notebook never saved it
+        cells += [cell, *(new_markdown_cell(saved_figure(name)) for name in saved)]
     said = "With the results of one run." if copy else "Text and code, and the figures that the notebook last saved."
     nb.cells = [cells[0], new_markdown_cell(f'!!! note ""\n    {said}'), *cells[1:]]
     text, found = MarkdownExporter().from_notebook_node(nb, {"unique_key": notebook.stem})

@@ -100,7 +100,7 @@ class DepthNetwork(nn.Module):
         return F.pixel_shuffle(self.tell(tokens), 2)
 
 
-def _initialise(network: nn.Module, draw: torch.Generator) -> None:
+def _initialise(network: DepthNetwork, draw: torch.Generator) -> None:
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=draw)

@@ -61,12 +61,11 @@ def load_surfaces(*roots: Path, size: int, every: int = 1, progress: bool = True
 
     Raises InputError naming a file for clouds in the world frame, of different sizes, or without pixels.
     """
-    found = ((root, steps(root / "clouds", (".ply",))) for root in roots)
-    episodes = [(root, key, list(files.values())) for root, of in found for key, files in of.items()][::every]
+    listed = [(root, steps(root / "clouds", (".ply",))) for root in roots]
+    episodes = [(root, key, list(files.values())) for root, of in listed for key, files in of.items()][::every]
     with ThreadPoolExecutor() as pool:
-        parts = list(
-            tqdm(pool.map(lambda e: _surfaces(*e, size), episodes), "frames", len(episodes), disable=not progress)
-        )
+        read = pool.map(lambda e: _surfaces(e[0], e[1], e[2], size), episodes)
+        parts = list(tqdm(read, "frames", len(episodes), disable=not progress))
     if len(sizes := {part[1].shape[1] for part in parts}) != 1:
         found = f"{min(sizes)} to {max(sizes)} points" if sizes else "none"
         raise InputError(f"{', '.join(map(str, roots))}: expected clouds of one size, found {found}; record them alike")

@@ -57,7 +57,7 @@ def films_figure(folder: Path, task: str, names: list[str], look: str = "random"
 
     `folder` is a proof's. A strip runs from the first look to the last.
     """
-    figure = Figure(figsize=(15, 1 + 1.05 * len(names)), layout="constrained")
+    figure = Figure(figsize=(13, 0.8 + 0.8 * len(names)), layout="constrained")
     grid = figure.subplots(len(names), 2, squeeze=False)
     for row, name in zip(grid, names, strict=True):
         for axes, success in zip(row, (True, False), strict=True):

@@ -177,7 +177,7 @@ FAULTS = {
                                       "right", "files", "fetch that file"),
     },
     "G": {
-        "a damaged state": (lambda w: (w.state / "pull" / "ep_0.npz").write_bytes(b"PK"),
+        "a damaged state": (lambda w: os.truncate(w.state / "pull" / "ep_0.npz", 100),
                             "state", "files", "restore it"),
         "a state of other steps": (lambda w: rewrite(w.state / "pull" / "ep_4.npz", steps=np.array(["a"] * 12)),
                                    "state", "missing", "exclude the episode"),

@@ -57,7 +57,7 @@ def test_it_learns_what_the_frames_tell(fused, tmp_path):
     assert isinstance(run, CompactRun) and run.summary["n_held_out"] == run.embeddings()["held_out"].sum() > 0
     held_out = run.summary["held-out"]
     assert held_out["R@10"] > 3 * 10 / run.summary["n_held_out"] and held_out["cosine"] > 0.3, held_out
-    assert progress[-1].held_out["cosine"] == pytest.approx(held_out["cosine"], abs=1e-5)
+    assert progress[-1].curve["held-out/cosine"] == pytest.approx(held_out["cosine"], abs=1e-5)
 
 
 def test_stopped_and_resumed_equals_uninterrupted(fused, tmp_path):

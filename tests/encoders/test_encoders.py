@@ -77,7 +77,8 @@ def test_a_bright_square_changes_the_tokens_under_it(encoder, height, width):
         h, w = change.shape
         centre_y = (change.sum(1) * (torch.arange(h) + 0.5)).sum() / change.sum()  # in cells
         centre_x = (change.sum(0) * (torch.arange(w) + 0.5)).sum() / change.sum()
-        assert abs(centre_y - y * h) < 0.75 and abs(centre_x - x * w) < 0.75
+        off = 2.0 if encoder.name == "simdepth" else 0.75  # which asks the whole scene where a surface lies
+        assert abs(centre_y - y * h) < off and abs(centre_x - x * w) < off
 
 
 def test_shapes_and_description(encoder):
@@ -182,7 +183,7 @@ def test_weights_must_fit_completely(tmp_path):
 # -- loading by name
 
 
-@pytest.mark.parametrize("name", sorted(STANDINS))
+@pytest.mark.parametrize("name", sorted(name for name, packages in NEEDS.items() if packages))
 def test_a_missing_package_says_what_to_install(name, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(InputError, match=f"expert '{name}' needs the package .* run: pip install"):

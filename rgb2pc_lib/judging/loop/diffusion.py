@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -33,7 +35,9 @@ def train_diffusion_head(
     width = told.mean.size
     network = mlp(x.shape[1] + width + 2 * _WAVES, width, settings.hidden, generator)
     seen, wanted = (torch.from_numpy(s) for s in (scale(x), told(actions.reshape(len(actions), -1))))
-    schedule = DDIMScheduler(_NOISES, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False)
+    schedule: Any = DDIMScheduler(
+        _NOISES, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False
+    )
 
     def loss(rows):
         level = torch.randint(_NOISES, rows.shape, generator=generator)

@@ -13,7 +13,7 @@ from rgb2pc_lib.judging.loop.proof import ProofSettings, film_file, plan, prove,
 from rgb2pc_lib.judging.loop.representations import Pooled, State
 from rgb2pc_lib.judging.loop.rollouts import open_table
 
-SMALL = ProofSettings(rollouts=6, heads=2, scenes=3, processes=1, training=HeadSettings(steps=300))
+SMALL = ProofSettings(rollouts=6, heads=2, scenes=3, processes=1, training=HeadSettings(steps=600))
 LINE_UP = {
     "full state": [State(("object", "goal", "joint"))],
     "proprioception": [State()],
@@ -37,7 +37,7 @@ def test_what_knows_the_goal_succeeds(recorded, proved):
     assert len(table) == 3 * 2 * 6 and baselines == ["daisy"]
     assert progress[-1][:2] == (36, 36) and progress[0] == (0, 0, "features of full state")
     found = verdict.success_table(table).set_index(["look", "representation"])["success"]
-    assert found["fixed", "full state"] == 1.0 and found["random", "full state"] == 1.0
+    assert min(found["fixed", "full state"], found["random", "full state"]) > 0.8
     assert found["fixed", "proprioception"] < 0.5
     met = table.groupby("representation")["seed"].apply(lambda s: sorted(set(s)))
     assert met.map(tuple).nunique() == 1  # the same scenes for all
@@ -48,20 +48,19 @@ def test_what_knows_the_goal_succeeds(recorded, proved):
 
 
 def test_it_goes_on_where_it_stopped_and_more_can_be_asked_for(recorded, proved, tmp_path):
-    folder = tmp_path / "again"
+    told = {name: LINE_UP[name] for name in ("full state", "proprioception")}
+    first = read_proof(proved[0])[0].query("representation != 'daisy'")
     lines = (proved[0] / "rollouts.csv").read_text().splitlines(keepends=True)
-    folder.mkdir()
-    for name in ("proof.json",):
-        (folder / name).write_bytes((proved[0] / name).read_bytes())
-    (folder / "rollouts.csv").write_text("".join(lines[:10]) + lines[10][:9])
-    assert run(recorded, folder)[-1][:2] == (27, 27)
-    again, first = (
-        open_table(f / "rollouts.csv").sort_values(["representation", "look", "seed"]) for f in (folder, proved[0])
-    )
-    assert again.reset_index(drop=True).equals(first.reset_index(drop=True))  # and to the same outcomes
-    more = run(recorded, folder, settings=dataclasses.replace(SMALL, rollouts=8))
-    assert more[-1][:2] == (12, 12) and len(read_proof(folder)[0]) == 48
-    assert [p for p in run(recorded, folder) if p[1]] == []
+    kept = [line for line in lines[1:] if "daisy" not in line]
+    (tmp_path / "proof.json").write_bytes((proved[0] / "proof.json").read_bytes())
+    (tmp_path / "rollouts.csv").write_text("".join([lines[0], *kept[:9]]) + kept[9][:9])  # killed here
+    assert run(recorded, tmp_path, told)[-1][:2] == (15, 15)
+    order = ["representation", "look", "seed"]
+    again = open_table(tmp_path / "rollouts.csv").sort_values(order, ignore_index=True)
+    assert again.equals(first.sort_values(order, ignore_index=True))  # to the same outcomes
+    more = run(recorded, tmp_path, told, dataclasses.replace(SMALL, rollouts=7))
+    assert more[-1][:2] == (4, 4) and len(read_proof(tmp_path)[0]) == 28
+    assert [p for p in run(recorded, tmp_path, told) if p[1]] == []
 
 
 def test_nothing_is_mixed(recorded, proved):

@@ -20,7 +20,7 @@ except InputError as error:  # no simulator, or no off-screen OpenGL
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant:UserWarning")  # of Meta-World's experts
 TASK = "button-press-topdown"  # the shortest roll-outs
-SMALL = sim.RecordConfig(size=64, steps=12, points=300)
+SMALL = sim.RecordConfig(size=64, steps=16, points=300)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def tool():
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     root = tmp_path_factory.mktemp("recorded")
-    list(sim.record_task(root, TASK, 6, 100, "half", SMALL, 85))
+    list(sim.record_task(root, TASK, 10, 100, "half", SMALL, 85))
     extract(load_encoder("daisy"), root / "rgb", root / "features_daisy", progress=False)
     extract_teacher(load_cloud_encoder("pointnet"), root / "clouds", root / "teacher", progress=False)
     roots = "\n".join(f'{name} = "{name}"' for name in ("teacher", "rgb", "clouds", "state"))

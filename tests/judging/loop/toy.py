@@ -12,7 +12,7 @@ from rgb2pc_lib.data.clouds import Cloud, write_ply
 
 SIZE = 48  # px
 REACH = 0.1  # so far a full action moves the hand
-NEAR = 0.08
+NEAR = 0.12
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def expert(table):
     return np.append(np.clip((table.goal - table.hand) / REACH, -1, 1), [0, 0]).astype(np.float32)
 
 
-def record(root: Path, episodes: int = 24, task: str = "reach", first_seed: int = 0, every: int = 2) -> Path:
-    """Demonstrations as the recorder leaves them: frames (JPEG), clouds and state, of every second look a step."""
+def record(root: Path, episodes: int = 48, task: str = "reach", first_seed: int = 0, every: int = 1) -> Path:
+    """Demonstrations as the recorder leaves them: frames (JPEG), clouds and state, every look a step."""
     for e in range(episodes):
         table, name = Table(task), f"episode_{e:04d}"
         table.begin(first_seed + e, bool(e % 2))
