@@ -225,6 +225,11 @@ class Config(Settings):
         )
 
     def changes(self, other: Settings) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ, as with other settings; reasons and order of what is excluded change nothing.
+
+        >>> Config(exclude=("push/ep_3 # the camera was moved",)).changes(Config(exclude=("push/ep_3",)))
+        {}
+        """
         found = super().changes(other)
         if "exclude" in found and len({Exclusions.of(entries).effect for entries in found["exclude"]}) == 1:
             del found["exclude"]  # reasons and order change nothing

@@ -1,6 +1,7 @@
 """The road to the tables in small: episodes recorded and extracted, a teacher judged, settings compared; twice."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -54,7 +55,8 @@ def test_a_teacher_is_judged_beside_others(proof, tmp_path):
 
 
 def test_settings_are_compared_and_finished_runs_kept(proof, tmp_path):
-    other = f"same={proof / 'teacher'}"
+    shutil.copytree(proof / "teacher", proof / "teacher_copy")
+    other = f"same={proof / 'teacher_copy'}"
     words = ["--workspace", proof / "proof.toml", "--out", tmp_path, "--seeds", 2, "--steps", 4]
     asked = ["--only", "fusion", "experts", "episodes", "teachers", "--teachers", other]
     said = call("ablate", *words, *asked)

@@ -58,8 +58,8 @@ def test_from_recordings_to_a_verdict(tool, workspace, tmp_path, capsys):
 
 
 def test_live_equals_recorded_in_the_simulator(workspace):
-    from rgb2pc_lib.judging.loop.representations import Compression
-    from rgb2pc_lib.judging.probes import read_state
+    from rgb2pc_lib.data.states import read_state
+    from rgb2pc_lib.judging.loop.scenes import Compression
 
     root = workspace.parent
     recorded = sim.RecordConfig(**sim.config_of(root, TASK, "episode_0001"))
