@@ -47,7 +47,7 @@ class PointFeatures:
     """One step's points. `uv` are pixels of the source image (u = column, v = row)."""
 
     pc_feat: np.ndarray  # [N, E] float32
-    pc: np.ndarray | None  # [N, 3 or 6] float64, xyz in metres (, rgb)
+    pc: np.ndarray | None  # [N, 3 or 6] float32 (float64 where 32 bits cannot tell), xyz in metres (, rgb)
     uv: np.ndarray | None  # [N, 2]
 
 
@@ -146,8 +146,15 @@ def read_points(file: TeacherFile) -> PointFeatures:
         )
     uv = raw["uvs"] if raw.get("uv") is None and "uvs" in raw else raw.get("uv")
     pc = raw.get("pc")
-    known = None if pc is None else as_array(pc, path, np.float64), None if uv is None else as_array(uv, path)
+    known = None if pc is None else _positions(pc, path), None if uv is None else as_array(uv, path)
     return PointFeatures(as_array(feat, path), *known)
+
+
+def _positions(pc: Any, path: Path) -> np.ndarray:
+    """As float32 where that changes nothing; else whoever uses them is told (`numbers.as_positions`)."""
+    exact = as_array(pc, path, np.float64)
+    single = exact.astype(np.float32)
+    return single if np.allclose(single, exact, rtol=0, atol=1e-5, equal_nan=True) else exact
 
 
 def pooled(points: np.ndarray, pooling: str) -> np.ndarray:

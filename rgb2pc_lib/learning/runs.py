@@ -225,10 +225,11 @@ class Config(Settings):
         )
 
     def changes(self, other: Settings) -> dict[str, tuple[Any, Any]]:
-        """Settings that differ, as with other settings; reasons and order of what is excluded change nothing.
+        """Settings that differ, name -> (here, there), without those that cannot change a run's numbers, nor do the
+        reasons and the order on an exclusion list.
 
-        >>> Config(exclude=("push/ep_3 # the camera was moved",)).changes(Config(exclude=("push/ep_3",)))
-        {}
+        >>> Config(exclude=("push/ep_3 # moved",)).changes(Config(exclude=("push/ep_3",), lr=0.1))
+        {'lr': (0.003, 0.1)}
         """
         found = super().changes(other)
         if "exclude" in found and len({Exclusions.of(entries).effect for entries in found["exclude"]}) == 1:
