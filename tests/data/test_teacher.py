@@ -49,7 +49,7 @@ def test_points_are_those_that_were_written(tmp_path, kind):
     exact = {"half": 1e-3, "bfloat16": 1e-2}.get(kind, 0)
     for name, written in (("pc_feat", FEAT), ("pc", PC), ("uv", UV)):
         read = getattr(points, name)
-        assert read.dtype == (np.float64 if name == "pc" else np.float32) and read.shape == written.shape
+        assert read.dtype == np.float32 and read.shape == written.shape
         np.testing.assert_allclose(read, written, rtol=exact)
 
 

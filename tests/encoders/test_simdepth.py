@@ -1,11 +1,14 @@
 """The geometry expert: it learns depth where depth can be told, its weights on disk, and what the shipped ones know."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
+from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.encoders.simdepth import DepthConfig, DepthNetwork, load_network, save_simdepth
 from rgb2pc_lib.encoders.simdepth_training import DepthTraining, errors, learn, load_surfaces, recoloured
 from rgb2pc_lib.encoders.weights import network_fingerprint
@@ -71,6 +74,15 @@ def test_weights_survive_the_file(tmp_path):
     for bad in (path, tmp_path / "none.safetensors"):
         with pytest.raises(InputError, match=bad.name):
             load_network(bad)
+
+
+def test_shipped_weights_know_the_sample_and_where_its_tokens_lie():
+    data = load_surfaces(PROJECT / "data" / "sample", size=192, every=9, progress=False)  # never trained on
+    network = load_network()
+    off = errors(network, data).mean(0)
+    assert off[0] < 0.06 and off[1] < 0.08  # of the depth; m
+    mirrored = errors(network, dataclasses.replace(data, uv=-data.uv)).mean(0)
+    assert (mirrored > 2 * off).all()
 
 
 def test_a_changed_colour_stays_an_image():
