@@ -208,7 +208,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             yield container, stream
-    except (av.error.FFmpegError, OSError) as e:
+    except (av.error.FFmpegError, OSError, UnicodeDecodeError) as e:  # the last of names in it that are no text
         what = remedy(path, "copy it again", "encode it as mp4 (H.264)", str(e))
         raise InputError(f"{path}: expected a readable video, found: {e}; {what}") from None
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from rgb2pc_lib.data.files.guarded import DAMAGE
 from rgb2pc_lib.errors import InputError
 
 HUB = 'pip install "transformers>=5.0"'  # brings huggingface_hub
@@ -190,7 +191,7 @@ class _naming:
     def __exit__(self, kind, e, trace):
         if isinstance(e, pickle.UnpicklingError):
             raise InputError(f"{self.path}: reading it would run code that it asks for, so it is refused") from None
-        if isinstance(e, OSError | EOFError | RuntimeError | KeyError | SafetensorError):
+        if isinstance(e, (*DAMAGE, SafetensorError)) and not isinstance(e, InputError):
             raise InputError(
                 f"{self.path}: expected readable weights, found: {_first_line(e)}; download it again"
             ) from None
