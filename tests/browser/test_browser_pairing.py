@@ -48,7 +48,14 @@ def test_pairing_browser(nb):
 
 def test_negatives_panel(nb):
     nb.open("01_pairing_checks.ipynb")
-    for cell in ("import show", "WORKSPACE =", "pair(workspace", "usable(pairing)", "NegativesPanel("):
+    for cell in (
+        "import show",
+        "WORKSPACE =",
+        "examine(workspace",
+        "pair(workspace",
+        "usable(pairing)",
+        "NegativesPanel(",
+    ):
         nb.run_cell(cell)
     nb.page.locator(".rgb2pc-negatives").scroll_into_view_if_needed()
     slide(nb, ".rgb2pc-negatives", "exclude_near", ["Home", "ArrowRight", "ArrowRight"])
