@@ -143,6 +143,8 @@ def half_way(folder: Path, whole: dict[str, str]) -> Fault:
     """What is wrong with what a disturbed process left: files that are not those of undisturbed work."""
     wrong = []
     for path in folder.rglob("state.pt"):
+        if path.parent.name.startswith("."):
+            continue
         try:
             RunFolder(path.parent).state()
         except InputError as e:

@@ -56,7 +56,7 @@ else:
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """A run's folder has one writer at a time, over all threads and processes.
+    """A run's folder has one writer at a time, over all threads and processes; what killed ones left half is removed.
 
     Raises InputError while another one writes, and for a file of that name.
     """
@@ -76,6 +76,8 @@ def claim(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as e:
             tell(f"{folder}: nothing keeps two trainings apart here ({e.strerror}); see to it that one alone writes")
+        for leftover in folder.glob(".*.partial"):
+            _remove_if_free(leftover)
         yield
 
 

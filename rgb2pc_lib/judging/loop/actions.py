@@ -39,7 +39,8 @@ def held_out_errors(
                 if not fit.any() or not rows.any():
                     continue  # tasks may be held out as a whole
                 actions = demonstrations.actions
-                policy = train_head(known[fit], actions[fit], head, settings)
+                told = demonstrations.own.shape[1]
+                policy = train_head(known[fit], actions[fit], head, settings, told)
                 error = action_error(policy(known[rows]), actions[rows], action_spread(actions[fit]))
                 episodes = demonstrations.episodes[rows]
                 mean = pd.Series(error).groupby(episodes).mean()

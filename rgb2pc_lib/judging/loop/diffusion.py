@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.loop.heads import Head, HeadSettings, Scale, fit, mlp
+from rgb2pc_lib.judging.loop.heads import Head, HeadSettings, Scale, fit, mlp, thinned
 
 _NOISES, _STEPS = 50, 10  # levels of noise in training, and steps of drawing
 _WAVES = 8  # sines and cosines that tell the level
@@ -19,6 +17,7 @@ def train_diffusion_head(
     actions: np.ndarray,
     seed: int,
     settings: HeadSettings = HeadSettings(),  # noqa: B008
+    told: int = 0,
 ) -> Head:
     """A head as `train_head` gives it, whose chunks are drawn by denoising (Chi et al. 2023; Song et al. 2021, DDIM).
 
@@ -31,19 +30,18 @@ def train_diffusion_head(
     except ImportError:
         raise InputError("--head diffusion needs diffusers; run: pip install 'rgb2pc[loop]'") from None
     generator = torch.Generator().manual_seed(seed)
-    scale, told = Scale.of(x), Scale.of(actions.reshape(len(actions), -1))
-    width = told.mean.size
+    scale, meant = Scale.of(x), Scale.of(actions.reshape(len(actions), -1))
+    width = meant.mean.size
     network = mlp(x.shape[1] + width + 2 * _WAVES, width, settings.hidden, generator)
-    seen, wanted = (torch.from_numpy(s) for s in (scale(x), told(actions.reshape(len(actions), -1))))
-    schedule: Any = DDIMScheduler(
-        _NOISES, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False
-    )
+    seen, wanted = (torch.from_numpy(s) for s in (scale(x), meant(actions.reshape(len(actions), -1))))
+    schedule = DDIMScheduler(_NOISES, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False)
 
     def loss(rows):
         level = torch.randint(_NOISES, rows.shape, generator=generator)
         noise = torch.randn((len(rows), width), generator=generator)
+        some = thinned(seen[rows], settings.dropout, told, generator)
         noisy = schedule.add_noise(wanted[rows], noise, level)
-        return (network(torch.cat([seen[rows], noisy, _waves(level)], 1)) - wanted[rows]).square().mean()
+        return (network(torch.cat([some, noisy, _waves(level)], 1)) - wanted[rows]).square().mean()
 
     fit(network, loss, len(x), settings, generator)
     start = torch.randn((1, width), generator=generator)
@@ -55,7 +53,7 @@ def train_diffusion_head(
         for level in schedule.timesteps:
             found = network(torch.cat([known, chunk, _waves(level.expand(len(features)))], 1))
             chunk = schedule.step(found, level, chunk).prev_sample
-        return told.back(chunk.numpy()).reshape(len(features), *actions.shape[1:])
+        return meant.back(chunk.numpy()).reshape(len(features), *actions.shape[1:])
 
     return head
 

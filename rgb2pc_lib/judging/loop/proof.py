@@ -31,6 +31,7 @@ from rgb2pc_lib.judging.loop.representations import (
     Pooled,
     Representation,
     Source,
+    State,
     features_file,
     prepare,
     read_features,
@@ -281,7 +282,9 @@ def _policy(unit: Unit, stage: Stage) -> Policy:
         return one.policy(demonstrations, read_features(path), fit, unit.head, stage.compression)
     x, live = _live(one, path, stage.compression)
     known = np.concatenate([x, demonstrations.own], 1)
-    head = HEADS[stage.settings.head](known[fit], demonstrations.actions[fit], unit.head, stage.settings.training)
+    told = known.shape[1] if isinstance(one, State) else demonstrations.own.shape[1]
+    train = HEADS[stage.settings.head]
+    head = train(known[fit], demonstrations.actions[fit], unit.head, stage.settings.training, told)
     spread = action_spread(demonstrations.actions[fit])
     errors = [
         float(action_error(head(known[rows]), demonstrations.actions[rows], spread).mean()) if rows.any() else np.nan

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from rgb2pc_lib import Config, Workspace, train
+from rgb2pc_lib.deploy import frames
 from rgb2pc_lib.encoders.clouds.extract_clouds import extract_teacher, load_cloud_encoder
 from rgb2pc_lib.encoders.extract import extract
 from rgb2pc_lib.encoders.images import load_encoder
@@ -11,6 +12,14 @@ from rgb2pc_lib.judging.loop.representations import Source
 from rgb2pc_lib.learning.prepare import Data
 
 EXPERTS = ("daisy", "efficientnet")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frames_of_their_own(tmp_path_factory):
+    """What is derived from toys does not pile up in the project's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames, "CACHE", tmp_path_factory.mktemp("frames"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from rgb2pc_lib.judging.loop.heads import HeadSettings, Scale, action_error, action_spread, train_head
+from rgb2pc_lib.judging.loop.heads import HeadSettings, Scale, action_error, action_spread, thinned, train_head
 
 SMALL = HeadSettings(steps=400, batch_size=64)
 
@@ -43,6 +44,14 @@ def test_what_never_changes_in_training_cannot_explode():
     assert np.abs(head(moved) - head(x)).max() < 0.2
     assert Scale.of(np.zeros((3, 0)))(np.zeros((2, 0))).shape == (2, 0)
     assert np.isfinite(train_head(np.ones((5, 2)), np.ones((5, 1, 1)), 0, SMALL)(np.zeros((1, 2)))).all()
+
+
+def test_what_is_left_out():
+    x, generator = torch.ones(200, 10), torch.Generator().manual_seed(0)
+    some = thinned(x, 0.5, 4, generator)
+    assert set(some[:, :6].flatten().tolist()) == {0.0, 2.0} and abs(some[:, :6].mean() - 1) < 0.1
+    assert (some[:, 6:] == 1).all()  # told
+    assert thinned(x, 0.5, 10, generator) is x and thinned(x, 0.0, 4, generator) is x
 
 
 def test_errors_are_in_standard_deviations():
