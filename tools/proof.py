@@ -56,6 +56,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--only", nargs="+", metavar="NAME", help="representations (a wrong name lists all)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per student, one a head seed (default: %(default)s)")
     p.add_argument("--steps", type=int, help="steps of a training (default: those of the judged runs)")
+    p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+                   help="settings of the students, named as in tools/train_rgb2pc_distill.py")  # fmt: skip
     p.add_argument("--rollouts", type=int, default=50, help="a cell: representation, task, look (default: %(default)s)")
     p.add_argument("--heads", type=int, default=3, help="head seeds that share them (default: %(default)s)")
     p.add_argument("--head", choices=[*HEADS], default="mlp", help="the policy's head (default: %(default)s)")
@@ -98,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     from rgb2pc_lib.recordings import sim  # not needed for --help, slow, and an optional extra
 
     workspace = Workspace.load(a.workspace)
-    config = judged_config(workspace, a.steps)
+    config = judged_config(workspace, a.steps).with_settings(a.set)
     rows = line_up(config, a.seeds, a.runs)
     students = needed(rows, a.only)
     train_missing(students)
