@@ -168,7 +168,7 @@ def gate_cloud(reader: GateReader, task: str, episode: str, step: str, view: str
     return figure
 
 
-def cloud_canvas(kind: type = go.Figure) -> go.Figure:
+def cloud_canvas() -> go.Figure:
     """An empty plotly scene for painted points, with the scale of a gate beside it."""
     stops = [[i / 8, matplotlib.colors.to_hex(SCALE(i / 8))] for i in range(9)]
     bar = {"colorscale": stops, "cmin": 0, "cmax": 1, "color": [0], "showscale": True, "size": 0.01,
@@ -176,8 +176,8 @@ def cloud_canvas(kind: type = go.Figure) -> go.Figure:
     points = go.Scatter3d(mode="markers", marker={"size": 2.5}, hovertemplate="%{text}<extra></extra>",
                           showlegend=False)  # fmt: skip
     scale = go.Scatter3d(x=[None], y=[None], z=[None], mode="markers", marker=bar, showlegend=False, hoverinfo="skip")
-    return kind([points, scale], {"margin": {"l": 0, "r": 0, "t": 40, "b": 0}, "template": "plotly_white",
-                                  "uirevision": "kept", "showlegend": False})  # fmt: skip
+    return go.Figure([points, scale], {"margin": {"l": 0, "r": 0, "t": 40, "b": 0}, "template": "plotly_white",
+                                       "uirevision": "kept", "showlegend": False})  # fmt: skip
 
 
 # -- over training, tasks and progress

@@ -20,19 +20,22 @@ from matplotlib.lines import Line2D
 from plotly.subplots import make_subplots
 from sklearn.neighbors import NearestNeighbors
 
+from rgb2pc_lib.data.states import read_state, state_file
+from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import knn_overlap, own_ranks, trustworthiness, unit
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import plain
 
 NEIGHBOURS = 10  # of the measures
-COLOURINGS = ("task", "progress", "error")
-SCALES = {"progress": "viridis", "error": "magma_r"}  # matplotlib's names; both run from 0 to 1
+COLOURINGS = ("task", "progress", "error")  # of the figure
 MEANING = {
     "task": "which task",
     "progress": "share of the episode that has passed",
     "error": "cosine distance of student and teacher",
+    "rank": "place of the own cloud in retrieval, 1 = first",
 }
+_WORSE = ("error", "rank")  # dark where it is high
 LEAST = 8  # samples of which a map can be drawn
 
 
@@ -50,6 +53,7 @@ class Spaces:
     held_out: np.ndarray  # [n] bool
     teacher: np.ndarray  # [n, E]
     student: np.ndarray  # [n, E]
+    leading: np.ndarray  # [n] name of the expert with the largest mean gate
 
     @classmethod
     def of(cls, run: Run) -> Spaces:
@@ -58,7 +62,8 @@ class Spaces:
         if len(e["step"]) < LEAST:
             raise InputError(f"{run.folder}: embeds {len(e['step'])} samples; a map needs at least {LEAST}")
         keys = pd.DataFrame({k: e[k] for k in ("task", "episode", "step", "time")})
-        return cls(run.name, keys, e["held_out"], run.centred(e), e["student"])
+        leading = e["experts"][e["gates"].argmax(1)]
+        return cls(run.name, keys, e["held_out"], run.centred(e), e["student"], leading)
 
     @functools.cached_property
     def maps(self) -> dict[str, np.ndarray]:
@@ -90,6 +95,15 @@ class Spaces:
             out[side] = own_ranks(self.student[side], self.teacher[side])
         return out
 
+    @functools.cached_property
+    def table(self) -> pd.DataFrame:
+        """A row for each sample: task, episode, step, split, rank, error, progress, leading expert."""
+        columns = {
+            "split": np.where(self.held_out, "held-out", "training"), "rank": self.rank, "error": self.error,
+            "progress": self.progress, "leading expert": self.leading,
+        }  # fmt: skip
+        return self.keys[["task", "episode", "step"]].assign(**columns)
+
     def nearest(self, row: int, of: str = "teacher", count: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Rows, best first, and cosines, of the teachers nearest to a row's teacher or student embedding.
 
@@ -108,13 +122,6 @@ class Spaces:
         key, side = self.keys.iloc[row], "held-out" if self.held_out[row] else "training"
         among = int((self.held_out == self.held_out[row]).sum())
         return f"{key.task} / {key.episode} / {key.step}, {side}, rank {self.rank[row]} of {among}"
-
-    def colours(self, by: str) -> list[str]:
-        """A colour (hex) for every sample, by one of COLOURINGS."""
-        if by == "task":
-            table = task_colours(self.keys["task"])
-            return [table[t] for t in self.keys["task"]]
-        return [to_hex(c) for c in matplotlib.colormaps[SCALES[by]](np.clip(getattr(self, by), 0, 1))]
 
 
 def fold(x: np.ndarray) -> np.ndarray:
@@ -135,10 +142,62 @@ def _scaled(y: np.ndarray) -> np.ndarray:
 
 
 def task_colours(tasks) -> dict[str, str]:
-    """A colour for each task, by its name among the tasks."""
+    """A colour for each task (or any other name), by its place among them."""
     names = sorted(set(tasks))
-    palette = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
-    return {name: to_hex(palette(i % palette.N)) for i, name in enumerate(names)}
+    palette = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20" if len(names) <= 20 else "turbo"]
+    places = range(len(names)) if len(names) <= 20 else np.linspace(0, 1, len(names))
+    return {name: to_hex(palette(at)) for name, at in zip(names, places, strict=True)}
+
+
+def shades(values: pd.Series) -> tuple[str, float, float]:
+    """The colour scale (matplotlib's name) of a column of numbers, and the values at its ends."""
+    if values.name in ("progress", "error"):
+        ends = 0.0, 1.0
+    else:
+        known = values[np.isfinite(values)]
+        ends = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    return "magma_r" if values.name in _WORSE else "viridis", *ends
+
+
+def tints(values: pd.Series) -> list[str]:
+    """A colour (hex) for every value of a column: by name, or for numbers on their scale; grey where unknown.
+
+    >>> tints(pd.Series(["a", "b", "a"]))
+    ['#1f77b4', '#ff7f0e', '#1f77b4']
+    """
+    if not pd.api.types.is_numeric_dtype(values):
+        table = task_colours(values)
+        return [table[v] for v in values]
+    scale, low, high = shades(values)
+    share = ((values - low) / ((high - low) or 1)).clip(0, 1)
+    table = [to_hex(c) for c in matplotlib.colormaps[scale](np.linspace(0, 1, 64))]
+    return ["#9a9a9a" if np.isnan(v) else table[round(63 * v)] for v in share]
+
+
+def state_columns(workspace: Workspace, keys: pd.DataFrame) -> pd.DataFrame:
+    """What the state files know of these steps, `[n]` numbers a column, positions as x, y and z; NaN where unknown.
+
+    Raises InputError for a state file that cannot be read.
+    """
+    found = []
+    for (task, episode), steps in keys.groupby(["task", "episode"], sort=False)["step"]:
+        file = workspace.state and state_file(workspace.state, task, episode)
+        if not file or not file.is_file():
+            continue
+        state = read_state(file)
+        place = {step: i for i, step in enumerate(state["steps"].tolist())}
+        known = steps[steps.isin(place)]
+        rows = known.map(place).to_numpy(int)
+        columns: dict[str, np.ndarray] = {}
+        for name, values in state.items():
+            if name in ("time", "labels") or values.dtype.kind not in "iufb":
+                continue
+            if values.shape == (len(place),):
+                columns[name] = values[rows].astype(float)
+            elif values.shape == (len(place), 3):
+                columns |= {f"{name} {axis}": values[rows, i].astype(float) for i, axis in enumerate("xyz")}
+        found.append(pd.DataFrame(columns, index=known.index))
+    return pd.concat(found).reindex(keys.index) if found else pd.DataFrame(index=keys.index)
 
 
 def neighbourhoods(spaces: Spaces, k: int = NEIGHBOURS) -> pd.DataFrame:
@@ -218,15 +277,15 @@ def in_words(table: pd.DataFrame) -> str:
 # -- pictures
 
 
-def draw_map(axes, spaces: Spaces, which: str, by: str) -> None:
-    """One space on one pair of axes: training samples small and faint, held-out ones large."""
-    xy, tint, held_out = spaces.maps[which], np.array(spaces.colours(by)), spaces.held_out
+def draw_map(axes, spaces: Spaces, which: str, values: pd.Series) -> None:
+    """One space on one pair of axes, coloured by a column: training samples small and faint, held-out ones large."""
+    xy, tint, held_out = spaces.maps[which], np.array(tints(values)), spaces.held_out
     axes.scatter(*xy[~held_out].T, c=tint[~held_out], s=7, alpha=0.35, lw=0)
     axes.scatter(*xy[held_out].T, c=tint[held_out], s=26, lw=0.5, edgecolors="black")
     axes.set_aspect("equal", "datalim")
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(f"{which}, by {by}")
+    axes.set_title(f"{which}, by {values.name}")
 
 
 def name_tasks(figure, spaces: Spaces) -> None:
@@ -244,9 +303,9 @@ def umap_figure(spaces: Spaces) -> Figure:
     grid = figure.subplots(2, len(COLOURINGS))
     for j, by in enumerate(COLOURINGS):
         for axes, which in zip(grid[:, j], ("teacher", "student"), strict=True):
-            draw_map(axes, spaces, which, by)
+            draw_map(axes, spaces, which, spaces.table[by])
         if by != "task":
-            bar = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), SCALES[by])
+            bar = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), shades(spaces.table[by])[0])
             end = "max" if by == "error" else "neither"
             figure.colorbar(bar, ax=grid[:, j], location="bottom", label=MEANING[by], shrink=0.8, extend=end)
     name_tasks(figure, spaces)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
+from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import knn_overlap, retrieval
 from rgb2pc_lib.learning.runs import Config, Run
@@ -19,6 +20,9 @@ from rgb2pc_lib.views.spaces import (
     neighbourhoods,
     overlap_elsewhere,
     safe,
+    state_columns,
+    task_colours,
+    tints,
     umap_figure,
     umap_plotly,
 )
@@ -60,7 +64,7 @@ def browser(folder, spaces):
 
 
 def other_student(spaces, student):
-    return Spaces(spaces.name, spaces.keys, spaces.held_out, spaces.teacher, student)
+    return Spaces(spaces.name, spaces.keys, spaces.held_out, spaces.teacher, student, spaces.leading)
 
 
 def test_a_perfect_student_agrees_and_a_random_one_does_not(spaces):
@@ -126,40 +130,94 @@ def test_pictures(spaces):
 def test_hover_shows_the_frame_and_click_the_cloud(browser, folder):
     root = folder.parent
     browser.hover(3)
-    assert browser.thumbnail.value == (root / "rgb" / TASKS[0] / "ep_0" / "step_0003.png").read_bytes()
-    assert "step_0003" in browser.caption.value and browser.clicked == 0
+    assert browser.maps.picture == (root / "rgb" / TASKS[0] / "ep_0" / "step_0003.png").read_bytes()
+    assert "step_0003" in browser.maps.caption and browser.clicked == 0
     browser.click(33)
-    assert browser.cloud.data[0].x[0] == 33 and "step_0001" in browser.said.value
+    assert browser.cloud.figure.data[0].x[0] == 33 and "step_0001" in browser.said.value
     assert "held-out, rank 1 of 16" in browser.said.value
     assert "its own" in browser.neighbours["student"][0][1].value
     assert "its own" not in "".join(c.value for _, c in browser.neighbours["teacher"])
     first = browser.spaces.nearest(33)[0][0]
     picture = root / "rgb" / TASKS[1] / "ep_0" / f"step_{first % STEPS:04d}.png"
     assert browser.neighbours["teacher"][0][0].value == picture.read_bytes()
-    for which, figure in browser.maps.items():
-        assert np.allclose((figure.data[1].x[0], figure.data[1].y[0]), browser.spaces.maps[which][33])
+    assert browser.maps.opened == 33
+    assert np.frombuffer(browser.maps.thread, np.uint32).tolist() == list(range(32, 40))  # its episode
 
 
-def test_a_selection_in_one_map_is_lit_in_the_other(browser):
-    browser.select([4, 2])
-    assert [f.data[0].selectedpoints for f in browser.maps.values()] == [(2, 4)] * 2
-    browser.select(None)
-    assert all(f.data[0].selectedpoints is None for f in browser.maps.values())
+def test_a_selection_is_a_table_and_can_be_set(browser, folder):
+    assert browser.selection.empty and browser.maps.selected is None
+    browser.selection = [4, 2]
+    found = browser.selection
+    assert found.index.tolist() == [2, 4] and found["step"].tolist() == ["step_0002", "step_0004"]
+    assert list(found)[:6] == ["task", "episode", "step", "split", "rank", "error"] and set(found["rank"]) == {1}
+    assert found["frame"].iloc[0] == str(folder.parent / "rgb" / TASKS[0] / "ep_0" / "step_0002.png")
+    assert "2 selected" in browser.chosen.value and browser.chosen.value.count("<img") == 2
+    browser.selection = browser.table[browser.table["task"] == "pull"]
+    assert len(browser.selection) == EPISODES * STEPS
+    browser.selection = browser.spaces.held_out
+    assert set(browser.selection["split"]) == {"held-out"} and len(browser.selection) == 16
+    browser.selection = None
+    assert browser.selection.empty and "Nothing is selected" in browser.chosen.value
+    for wrong in ([-1], [64], ["push"], [True]):
+        with pytest.raises(InputError, match="expected rows of `table`"):
+            browser.selection = wrong
 
 
-def test_colours_follow_the_drop_down(browser):
-    before = browser.maps["teacher"].data[0].marker.color
+def test_the_worst_are_the_held_out_ones_that_are_found_last(folder, spaces):
+    student = spaces.student.copy()
+    student[5] = -student[5]
+    browser = SpaceBrowser(Run.open(folder), spaces=other_student(spaces, student))
+    browser.worst(1)
+    assert browser.selection.index.tolist() == [5]
+
+
+def test_what_is_drawn_in_either_map_is_the_one_selection(browser):
+    at = browser.maps._xy
+    for which in (0, 1):
+        x, y = at[which, 7]
+        box = [[x - 1e-4, y - 1e-4], [x + 1e-4, y - 1e-4], [x + 1e-4, y + 1e-4], [x - 1e-4, y + 1e-4]]
+        browser.maps._told(None, {"map": which, "polygon": box}, None)
+        assert 7 in browser.maps.rows and len(browser.maps.rows) < 4
+    browser.maps._told(None, {"map": 0, "polygon": [[-9, -9], [-8, -9], [-8, -8]]}, None)  # nothing lies there
+    assert browser.maps.rows is None
+    browser.selection = [1]
+    browser.maps._told(None, {"clear": True}, None)
+    assert browser.maps.rows is None
+    assert (at > 0).all() and (at < 1).all()
+
+
+def test_colours_follow_the_drop_down_and_the_legend_selects(browser):
+    before = browser.maps.tint
+    assert [b.description for b in browser.legend.children[:2]] == ["\u25a0 <b>push", "\u25a0 pull"]
+    browser.legend.children[1].click()
+    assert set(browser.selection["task"]) == {"pull"}
     browser.colour.value = "progress"
-    now = browser.maps["teacher"].data[0].marker.color
-    assert now != before and now == browser.maps["student"].data[0].marker.color
-    assert "share of the episode" in browser.legend.value
+    assert browser.maps.tint != before and "share of the episode" in browser.legend.children[0].value
+    for by in browser.colour.options:
+        browser.colour.value = by
+    assert {"rank", "split", "episode", "leading expert"} <= set(browser.colour.options)
+
+
+def test_state_columns_are_found_by_step(tmp_path, spaces):
+    keys = spaces.keys[spaces.keys["episode"] == "ep_1"]
+    folder = tmp_path / "state" / "pull"
+    folder.mkdir(parents=True)
+    steps = np.array([f"step_{s:04d}" for s in range(STEPS - 1, 0, -1)])  # backwards, the first is lacking
+    np.savez(folder / "ep_1.npz", steps=steps, opening=np.arange(7.0), tcp=np.ones((7, 3)), seed=np.int64(3))
+    found = state_columns(Workspace(state=tmp_path / "state"), keys)
+    assert list(found) == ["opening", "tcp x", "tcp y", "tcp z"] and found.index.equals(keys.index)
+    mine = found.loc[keys["task"] == "pull", "opening"]
+    assert mine.isna().sum() == 1 and mine.iloc[1:].tolist() == [6, 5, 4, 3, 2, 1, 0]
+    assert found.loc[keys["task"] == TASKS[0]].isna().all(axis=None)
+    assert tints(found["opening"])[0] == "#9a9a9a" and len(set(tints(mine))) == 8
+    assert len(set(task_colours([f"task {i}" for i in range(40)]).values())) == 40
 
 
 def test_names_never_become_html(browser):
-    shown = [browser.legend.value, browser.caption.value, browser.said.value,
+    browser.selection = [0, 1]
+    shown = [browser.chosen.value, browser.said.value,
              *(c.value for pairs in browser.neighbours.values() for _, c in pairs)]  # fmt: skip
-    assert not any("<b>push" in text for text in shown) and "&lt;b&gt;push" in browser.caption.value
-    assert not any("<" in text for text in browser.maps["teacher"].data[0].text)
+    assert not any("<b>push" in text for text in shown) and "&lt;b&gt;push" in browser.said.value
 
 
 def test_a_damaged_or_missing_file_keeps_the_panel_alive(browser, folder):
@@ -167,12 +225,12 @@ def test_a_damaged_or_missing_file_keeps_the_panel_alive(browser, folder):
     whole = file.read_bytes()
     file.write_bytes(b"damaged")
     browser.click(10)
-    assert "expected a PLY file" in browser.said.value and not browser.cloud.data[0].x
+    assert "expected a PLY file" in browser.said.value and not browser.cloud.figure.data[0].x
     file.write_bytes(whole)
     picture = folder.parent / "rgb" / TASKS[0] / "ep_1" / "step_0003.png"
     picture.rename(picture.with_suffix(".away"))
     browser.click(11)
-    assert browser.thumbnail.value == b"" and browser.cloud.data[0].x[0] == 11
+    assert browser.frame.value == b"" and browser.cloud.figure.data[0].x[0] == 11
     picture.with_suffix(".away").rename(picture)
 
 

@@ -16,7 +16,8 @@ from rgb2pc_lib.data.geometry import Placement
 from rgb2pc_lib.judging.correspondence import Matcher
 from rgb2pc_lib.views.correspondence import HEAT, heat, outstanding, pick_figure
 from rgb2pc_lib.views.look import MOST_POINTS
-from rgb2pc_lib.views.widgets.paint import Repaint, first_point
+from rgb2pc_lib.views.widgets.paint import Repaint
+from rgb2pc_lib.views.widgets.plot import Plot
 
 SIDE = 460  # pixels of the picture
 _PLAIN = "#9a9a9a"
@@ -70,27 +71,24 @@ class CorrespondenceBrowser:
         heat_of_cells = go.Scatter(mode="markers", marker={"symbol": "square", "line": {"width": 0}}, hoverinfo="none")
         ring = {"size": 18, "symbol": "circle-open", "color": "white", "line": {"width": 3}}
         cross = {"size": 12, "symbol": "x-thin", "line": {"width": 3, "color": "#56b4e9"}}
-        self.picture = go.Figure(
+        picture = go.Figure(
             [heat_of_cells, go.Scatter(mode="markers", marker=ring, hoverinfo="skip"),
              go.Scatter(mode="markers", marker=cross, hoverinfo="skip")],
             {"width": SIDE, "height": SIDE, "margin": dict.fromkeys("lrbt", 0), "template": "plotly_white",
              "xaxis": blank, "yaxis": blank, "showlegend": False, "dragmode": False, "hovermode": "closest"},
         )  # fmt: skip
         ring = {"size": 9, "symbol": "circle-open", "color": "#0072b2", "line": {"width": 4}}
-        self.cloud = go.Figure(
+        cloud = go.Figure(
             [go.Scatter3d(mode="markers", marker={"size": 3}, hoverinfo="none"),
              go.Scatter3d(mode="markers", marker=ring, hoverinfo="skip")],
             {"width": SIDE + 60, "height": SIDE, "margin": dict.fromkeys("lrbt", 0), "uirevision": "kept",
              "template": "plotly_white", "showlegend": False},
         )  # fmt: skip
+        self.picture, self.cloud = Plot(picture, self._picture_clicked), Plot(cloud, self._cloud_clicked)
         self.episode.observe(self._fill_steps, "value")
         self.step.observe(self._other_step, "value")
         self.step.max = len(self.steps[self.episode.value]) - 1
         self._draw()
-        # only now widgets: what is drawn before a browser listens must be there from the start
-        self.picture, self.cloud = go.FigureWidget(self.picture), go.FigureWidget(self.cloud)
-        self.picture.data[0].on_click(first_point(self.pick_cell))
-        self.cloud.data[0].on_click(first_point(lambda shown: self.pick_point(shown * self._every)))
         apart = widgets.Layout(margin="0 14px 0 0")
 
         def column(title, part):
@@ -116,6 +114,14 @@ class CorrespondenceBrowser:
     @property
     def _every(self) -> int:  # of the points is drawn
         return -(-len(self.matcher.reader.uv(self.sample)) // MOST_POINTS)
+
+    def _picture_clicked(self, trace: int, point: int) -> None:
+        if trace == 0:
+            self.pick_cell(point)
+
+    def _cloud_clicked(self, trace: int, point: int) -> None:
+        if trace == 0:
+            self.pick_point(point * self._every)
 
     def _fill_steps(self, _change=None) -> None:
         self.step.max = len(self.steps[self.episode.value]) - 1
@@ -146,14 +152,14 @@ class CorrespondenceBrowser:
             colours = _hex(HEAT(0.92 * heat(similar)[:: self._every]))
             said = f"Pixel ({at[0]:.0f}, {at[1]:.0f}): the most similar point{self._label(step, best)} is ringed"
         self.said.value = f"{said}, seen <b>{np.linalg.norm(found - at):.0f} px</b> from where it should be."
-        with self.picture.batch_update():
-            cells, ring, cross = self.picture.data
-            cells.marker.color = [f"rgba({r},{g},{b},{a:.2f})" for r, g, b, a in _glow(over)]
-            (ring.x, ring.y), (cross.x, cross.y) = ([[float(v)] for v in place] for place in (at, found))
-        with self.cloud.batch_update():
-            points, ring = self.cloud.data
-            points.marker.color = colours
-            ring.x, ring.y, ring.z = shown.T.tolist()
+        cells, ring, cross = self.picture.figure.data
+        cells.marker.color = [f"rgba({r},{g},{b},{a:.2f})" for r, g, b, a in _glow(over)]
+        (ring.x, ring.y), (cross.x, cross.y) = ([[float(v)] for v in place] for place in (at, found))
+        points, ring = self.cloud.figure.data
+        points.marker.color = colours
+        ring.x, ring.y, ring.z = shown.T.tolist()
+        self.picture.draw()
+        self.cloud.draw()
 
     def _draw_step(self, sample: int) -> None:
         matcher, step, size = self.matcher, self.matcher.step(sample), self.matcher.reader.size(sample)
@@ -167,20 +173,18 @@ class CorrespondenceBrowser:
         every = slice(None, None, self._every)
         self._colours = _PLAIN if colours is None else _hex(colours[every])
         x, y = self._placement.centres().T.tolist()
-        with self.picture.batch_update():
-            cells = self.picture.data[0]
-            cells.x, cells.y = x, y
-            cells.marker.size = SIDE / max(self.matcher.grid)
-            self.picture.layout.images = behind
-            self.picture.layout.xaxis.range = [-0.5, size[1] - 0.5]
-            self.picture.layout.yaxis.range = [size[0] - 0.5, -0.5]
-            self.picture.layout.height = round(SIDE * size[0] / size[1])
-        with self.cloud.batch_update():
-            self.cloud.data[0].x, self.cloud.data[0].y, self.cloud.data[0].z = step.xyz[every].round(4).T.tolist()
-            self.cloud.layout.scene = {
-                "aspectmode": "data", "camera": {"eye": {"x": 1.25, "y": -0.9, "z": 1.1}},
-                **{f"{a}axis": {"title": {"text": f"{a} (m)"}, "nticks": 5} for a in "xyz"},
-            }  # fmt: skip
+        cells, layout = self.picture.figure.data[0], self.picture.figure.layout
+        cells.x, cells.y = x, y
+        cells.marker.size = SIDE / max(self.matcher.grid)
+        layout.images = behind
+        layout.xaxis.range, layout.yaxis.range = [-0.5, size[1] - 0.5], [size[0] - 0.5, -0.5]
+        layout.height = round(SIDE * size[0] / size[1])
+        points = self.cloud.figure.data[0]
+        points.x, points.y, points.z = step.xyz[every].round(4).T.tolist()
+        self.cloud.figure.layout.scene = {
+            "aspectmode": "data", "camera": {"eye": {"x": 1.25, "y": -0.9, "z": 1.1}},
+            **{f"{a}axis": {"title": {"text": f"{a} (m)"}, "nticks": 5} for a in "xyz"},
+        }  # fmt: skip
         self._step_drawn = sample
 
     def _label(self, step, point: int) -> str:

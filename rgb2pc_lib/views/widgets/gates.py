@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 
 import ipywidgets as widgets
-import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from rgb2pc_lib.errors import InputError
@@ -15,6 +14,7 @@ from rgb2pc_lib.views.gates import LEADING, OPACITY, cloud_canvas, cloud_marks, 
 from rgb2pc_lib.views.look import ALARM, cloud_scene
 from rgb2pc_lib.views.plots import colour
 from rgb2pc_lib.views.widgets.paint import png
+from rgb2pc_lib.views.widgets.plot import Plot
 from rgb2pc_lib.views.widgets.steps import StepBrowser
 
 SIDE = 300  # pixels of a picture
@@ -38,8 +38,8 @@ class GateBrowser(StepBrowser):
         self.said = widgets.HTML()
         self.rgb, self.over = (widgets.Image(format="png", width=SIDE, height=SIDE) for _ in range(2))
         self.caption = widgets.HTML()
-        self.cloud = cloud_canvas(go.FigureWidget)
-        self.cloud.update_layout(width=SIDE + 180, height=SIDE + 20, margin={"t": 0})
+        canvas = cloud_canvas().update_layout(width=SIDE + 180, height=SIDE + 20, margin={"t": 0})
+        self.cloud = Plot(canvas)
         for control in (self.expert, self.opacity):
             control.observe(self.repaint, "value")
         self._draw()
@@ -81,10 +81,11 @@ class GateBrowser(StepBrowser):
         except InputError as e:  # no cloud, or none that is tied to the image: the rest is there
             cloud, marks = None, {"x": [], "y": [], "z": [], "text": []}
             self.said.value += f"<p>{html.escape(str(e))}</p>"
-        with self.cloud.batch_update():
-            self.cloud.data[0].update(marks)
-            self.cloud.layout.scene.update(cloud_scene(cloud))
-            self.cloud.data[1].marker.showscale = view != LEADING
+        points, scale = self.cloud.figure.data
+        points.update(marks)
+        scale.marker.showscale = view != LEADING
+        self.cloud.figure.layout.scene.update(cloud_scene(cloud))
+        self.cloud.draw()
 
     def _means(self) -> str:
         """Mean gates of the image as bars: also the legend of the leading expert's colours."""

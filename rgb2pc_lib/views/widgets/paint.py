@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,16 +33,6 @@ class Repaint:
     def _now(self) -> None:
         self.due = False
         self.draw()
-
-
-def first_point(act: Callable[[int], None]) -> Callable[..., None]:
-    """What plotly calls with a trace and the points under the pointer, to tell `act` the number of the first one."""
-
-    def told(_trace: Any, points: Any, *_state: Any) -> None:
-        if points.point_inds:
-            act(points.point_inds[0])
-
-    return told
 
 
 def png(picture: np.ndarray | None) -> bytes:

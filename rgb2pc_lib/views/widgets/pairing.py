@@ -18,6 +18,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.views.look import ALARM, SIDE, TokenColours, cloud_scene, cloud_trace, look, look_figure
 from rgb2pc_lib.views.pairing import negatives_figure, negatives_title
 from rgb2pc_lib.views.widgets.paint import Repaint, png
+from rgb2pc_lib.views.widgets.plot import Plot
 from rgb2pc_lib.views.widgets.steps import StepBrowser
 
 
@@ -42,11 +43,11 @@ class PairingBrowser(StepBrowser):
         sources = ["RGB", "points over the image", *pairing.packs]
         self.pictures = {s: widgets.Image(format="png", width=SIDE) for s in sources}
         self.captions = {s: widgets.HTML(f"<b>{html.escape(s)}</b>") for s in sources}
-        self.cloud = go.FigureWidget(
+        self.cloud = Plot(go.Figure(
             go.Scatter3d(mode="markers", marker={"size": 2}, hoverinfo="skip"),
             {"width": 2 * SIDE, "height": SIDE + 28, "margin": dict.fromkeys("lrbt", 0), "uirevision": "kept",
              "template": "plotly_white"},
-        )  # fmt: skip
+        ))  # fmt: skip
         self._draw()
 
         def cell(source):
@@ -78,9 +79,9 @@ class PairingBrowser(StepBrowser):
             self.pictures[name].value = png(picture)
             reason = "" if picture is not None else f": {seen.match.loc[name, 'status']}"
             self.captions[name].value = f"<b>{html.escape(name + reason)}</b>"
-        with self.cloud.batch_update():
-            self.cloud.data[0].update({k: v for k, v in cloud_trace(seen.cloud).items()})
-            self.cloud.layout.scene.update(cloud_scene(seen.cloud))
+        self.cloud.figure.data[0].update(cloud_trace(seen.cloud))
+        self.cloud.figure.layout.scene.update(cloud_scene(seen.cloud))
+        self.cloud.draw()
         self.match.value = self._verdict_html(task, episode) + _match_html(seen.match)
 
     def _verdicts(self, task, episode) -> dict[str, tuple[str, bool]]:
@@ -127,17 +128,18 @@ class NegativesPanel:
         )
         self.cut = widgets.FloatSlider(cut, min=0.3, max=0.99, step=0.01, description="cut")
         self.said = widgets.HTML()
-        self.figure = go.FigureWidget(layout={
+        self.figure = go.Figure(layout={
             "height": 340, "width": 860, "template": "plotly_white", "margin": dict(l=60, r=10, t=40, b=45),
             "title": "Share of negatives that are false, by their distance in time", "yaxis": dict(range=[0, 1.02]),
             "xaxis_title": "distance in time within an episode, steps", "yaxis_title": "share of pairs",
         })  # fmt: skip
         self.figure.add_bar(name="false negatives at this distance")
+        self.plot = Plot(self.figure)
         self.repaint = Repaint(self._draw)
         for slider in (self.exclude_near, self.cut):
             slider.observe(self.repaint, "value")
         self._draw()
-        self.view = widgets.VBox([widgets.HBox([self.exclude_near, self.cut]), self.said, self.figure])
+        self.view = widgets.VBox([widgets.HBox([self.exclude_near, self.cut]), self.said, self.plot])
         self.view.add_class("rgb2pc-negatives")
 
     def _ipython_display_(self):
@@ -148,10 +150,10 @@ class NegativesPanel:
     def _draw(self) -> None:
         near, cut = self.exclude_near.value, self.cut.value
         table = self.audit.by_distance(cut)
-        with self.figure.batch_update():
-            bars = self.figure.data[0]
-            bars.x, bars.y = table.index.to_numpy(), table["false"].to_numpy()
-            bars.marker.color = ["#cccccc" if d <= near else ALARM for d in table.index]  # grey: left out
+        bars = self.figure.data[0]
+        bars.x, bars.y = table.index.to_numpy(), table["false"].to_numpy()
+        bars.marker.color = ["#cccccc" if d <= near else ALARM for d in table.index]  # grey: left out
+        self.plot.draw()
         self.said.value = (
             f"<span class='rgb2pc-said'>{negatives_title(self.audit, near, cut, self.batch)}; "
             f"suggested for this cut: <b>{self.audit.suggested(cut)}</b>. Grey bars are left out.</span>"

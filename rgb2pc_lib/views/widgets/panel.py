@@ -23,6 +23,7 @@ from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.session import Session, Snapshot
 from rgb2pc_lib.views.curves import DASHES, curves, curves_figure, labels, styles
 from rgb2pc_lib.views.plots import colour
+from rgb2pc_lib.views.widgets.plot import Plot
 
 # field of Config -> (what the slider is called, its stops)
 SLIDERS = {
@@ -220,6 +221,7 @@ class TrainingPanel:
         self.commandline = widgets.HTML()
         self.commandline.add_class("rgb2pc-command")
         self.figure = self._empty_figure()
+        self.plot = Plot(self.figure)
         controls = list(self.controls.values())
         columns = [controls[:4], controls[4:7], controls[7:]]  # data and model, then what shapes the loss
         doing = widgets.HBox([*self.buttons.values(), self.bar], layout=widgets.Layout(margin="6px 0 0 0"))
@@ -228,7 +230,7 @@ class TrainingPanel:
                 widgets.HBox([widgets.VBox(c, layout=widgets.Layout(flex="1 1 0")) for c in columns]),
                 doing,
                 self.status,
-                self.figure,
+                self.plot,
                 self.commandline,
             ],
             layout=widgets.Layout(padding="4px 8px"),
@@ -237,10 +239,9 @@ class TrainingPanel:
         self._say("ready", "Choose settings and press Start.")
         self._show_command()
 
-    def _empty_figure(self) -> go.FigureWidget:
+    def _empty_figure(self) -> go.Figure:
         titles = ("Training loss", "R@1 on validation samples", "Mean gates")
-        figure = go.FigureWidget(make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07))
-        figure._config = {"responsive": True, "displaylogo": False}  # FigureWidget has no public way to say so
+        figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07)
         figure.update_layout(
             autosize=True, height=430, margin={"l": 55, "r": 15, "t": 55, "b": 110}, template="plotly_white",
             legend={"orientation": "h", "x": 0, "y": -0.26, "xanchor": "left", "yanchor": "top"},
@@ -265,10 +266,9 @@ class TrainingPanel:
         """All runs anew: names that tell them apart, one style each."""
         self._drawn = None
         configs = [config for config, _ in self.shown.values()]
-        with self.figure.batch_update():
-            self.figure.data = self._lasting  # plotly lets traces be removed or reordered like this, never added
-            for trace in self._gates.values():
-                trace.x, trace.y = [], []
+        self.figure.data = self._lasting  # plotly lets traces be removed or reordered like this, never added
+        for trace in self._gates.values():
+            trace.x, trace.y = [], []
         self._traces = {}
         names = labels(configs) if configs else []
         for (key, (_, rows)), name, (tint, dash) in zip(self.shown.items(), names, styles(configs), strict=True):
@@ -281,20 +281,21 @@ class TrainingPanel:
                     line={"color": tint, "dash": DASHES[dash], "width": 1.5 if column == 1 else 2},
                 )  # fmt: skip
                 self._traces[key, curve] = self.figure.data[-1]
+        self.plot.draw()
         if self.session.snapshot().config:
             self._show_command()
 
     def _draw_curves(self, now: Snapshot) -> None:
         drawn = curves(now.rows)
-        with self.figure.batch_update():
-            for curve in ("loss", "R@1"):
-                if curve in drawn:
-                    trace = self._traces[now.settings.save_dir, curve]
-                    trace.x, trace.y = drawn[curve]
-            for name, trace in self._gates.items():
-                trace.x, trace.y = drawn.get(f"gate/{name}", ([], []))
-            name = html.escape(self._traces[now.settings.save_dir, "loss"].name)
-            self.figure.layout.annotations[2].text = f"Mean gates<br><span style='font-size:12px'>{name}</span>"
+        for curve in ("loss", "R@1"):
+            if curve in drawn:
+                trace = self._traces[now.settings.save_dir, curve]
+                trace.x, trace.y = drawn[curve]
+        for name, trace in self._gates.items():
+            trace.x, trace.y = drawn.get(f"gate/{name}", ([], []))
+        name = html.escape(self._traces[now.settings.save_dir, "loss"].name)
+        self.figure.layout.annotations[2].text = f"Mean gates<br><span style='font-size:12px'>{name}</span>"
+        self.plot.draw()
 
     def _show_command(self) -> None:
         look = "background:#f5f5f5; padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import html
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import matplotlib
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 from matplotlib.colors import to_hex
@@ -22,30 +24,47 @@ from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import ALARM, cloud_scene, cloud_trace, overlay, plain
-from rgb2pc_lib.views.spaces import COLOURINGS, MEANING, SCALES, Spaces, draw_map, name_tasks, safe, task_colours
-from rgb2pc_lib.views.widgets.paint import Repaint, first_point
+from rgb2pc_lib.views.spaces import (
+    MEANING,
+    Spaces,
+    draw_map,
+    name_tasks,
+    shades,
+    state_columns,
+    task_colours,
+    tints,
+)
+from rgb2pc_lib.views.widgets.maps import Maps
+from rgb2pc_lib.views.widgets.paint import Repaint
+from rgb2pc_lib.views.widgets.plot import Plot
 
 SIDE, SMALL = 224, 104  # pixels of a picture
 COUNT = 5  # neighbours shown
 ROWS = {"teacher": "nearest in the teacher's space", "student": "clouds that the student finds first from RGB"}
-_MANY = 4000  # samples from which on plotly draws with WebGL
+THUMBNAILS = 14  # of a selection
+LISTED = 24  # names, at most, that a legend spells out
+IN_A_LINK = 5000  # rows, at most, that travel to the page as a file
+WRAP, SNUG = widgets.Layout(flex_flow="row wrap"), widgets.Layout(width="auto")
 _EMPTY = b""
 
 
 class SpaceBrowser:
     """Two maps side by side. Hover: the step's RGB frame. Click: its cloud, its neighbours and its retrieval rank.
 
-    A selection (box or lasso) in one map is lit in the other. `workspace` says where frames and clouds lie; without it,
-    the run's own.
+    What is selected (with a box, a lasso, the legend, or from Python) is lit in both maps, and is a table in Python.
+    `workspace` says where frames, clouds and states lie; without it, the run's own.
 
-    >>> SpaceBrowser(Run.open("runs/judge/moe-seed0"))  # in a notebook  # doctest: +SKIP
+    >>> browser = SpaceBrowser(Run.open("runs/judge/moe-seed0"))  # in a notebook  # doctest: +SKIP
+    >>> browser.selection  # task, episode, step, split, rank, error, ..., frame  # doctest: +SKIP
+    >>> browser.selection = browser.table[browser.table["rank"] > 50]  # doctest: +SKIP
     """
 
     def __init__(self, run: Run, workspace: Workspace | None = None, spaces: Spaces | None = None):
         self.workspace = workspace or run.config.workspace
         self.spaces = spaces or Spaces.of(run)
-        self.hovered = self.clicked = int(np.flatnonzero(self.spaces.held_out)[0])
-        self.selected: list[int] | None = None
+        known = state_columns(self.workspace, self.spaces.keys)
+        self.table = self.spaces.table.join(known[known.columns.difference(self.spaces.table.columns)])
+        self.clicked = int(np.flatnonzero(self.spaces.held_out)[0])
         self._drawn: dict[str, object] = {}
         self.repaint = Repaint(self._draw)
         self._build()
@@ -57,35 +76,61 @@ class SpaceBrowser:
     # -- what people do; the same without a mouse
 
     def hover(self, row: int) -> None:
-        """Show a row's frame."""
-        self.hovered = int(row)
+        """Show a row's frame beside the pointer; -1: none."""
+        self.maps.hovered = int(row)
         self.repaint()
 
     def click(self, row: int) -> None:
         """Show a row's cloud and neighbours."""
-        self.hovered = self.clicked = int(row)
+        self.clicked = int(row)
         self.repaint()
 
-    def select(self, rows=None) -> None:
-        """Light these rows in both maps; None: all of them."""
-        self.selected = None if rows is None else sorted(int(r) for r in rows)
-        self.repaint()
+    @property
+    def selection(self) -> pd.DataFrame:
+        """The selected rows of `table`, with the file of each one's frame ("" where there is none); may be set.
+
+        To what it is set: rows of `table`, a mask of its length, or numbers of rows; None, or nothing: all are lit.
+        Raises InputError for rows that are not there.
+        """
+        rows = self.maps.rows
+        found = self.table.iloc[[] if rows is None else rows]
+        return found.assign(frame=[str(self._picture(row) or "") for row in found.index])
+
+    @selection.setter
+    def selection(self, rows) -> None:
+        rows = rows.index if isinstance(rows, pd.DataFrame) else rows
+        rows = np.asarray([] if rows is None else rows)
+        n = len(self.table)
+        if rows.dtype == bool and len(rows) == n:
+            rows = np.flatnonzero(rows)
+        if rows.dtype.kind not in "iu" and len(rows) or len(rows) and not 0 <= rows.min() <= rows.max() < n:
+            raise InputError(f"a selection: expected rows of `table`, a mask of length {n}, or numbers below {n}")
+        self.maps.rows = rows if len(rows) else None
+
+    def worst(self, count: int = 20) -> None:
+        """Select the held-out samples whose own cloud is found last; of two with one rank, that of the larger error."""
+        held = self.table[self.spaces.held_out]
+        self.selection = held.sort_values(["rank", "error"], ascending=False).head(count)
 
     # -- the parts
 
     def _build(self) -> None:
-        self.colour = widgets.Dropdown(options=COLOURINGS, description="colour by")
+        columns = [c for c in self.table.columns if c != "step"]
+        self.colour = widgets.Dropdown(options=columns, description="colour by")
         self.colour.observe(self.repaint, "value")
-        self.legend, self.caption, self.said = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.thumbnail = widgets.Image(width=SIDE, height=SIDE)
-        self.thumbnail.add_class("rgb2pc-thumbnail")
+        self.legend, self.said, self.chosen = widgets.HBox(), widgets.HTML(), widgets.HTML()
+        self.legend.layout = WRAP
+        self.maps = Maps(self.spaces.maps, self.spaces.held_out, self._acted)
+        self.maps.observe(self.repaint, "selected")
+        self.how_many = widgets.BoundedIntText(20, 1, len(self.table), layout=widgets.Layout(width="70px"))
+        find = widgets.Button(description="select the worst", layout=widgets.Layout(width="auto"))
+        find.on_click(lambda _: self.worst(self.how_many.value))
         self.frame = widgets.Image(width=SIDE, height=SIDE)
-        self.maps = {which: self._map(which) for which in self.spaces.maps}
-        self.cloud = go.FigureWidget(
+        self.cloud = Plot(go.Figure(
             go.Scatter3d(mode="markers", marker={"size": 2}, hoverinfo="skip"),
             {"width": 400, "height": 340, "margin": dict.fromkeys("lrbt", 0), "uirevision": "kept",
              "template": "plotly_white"},
-        )  # fmt: skip
+        ))  # fmt: skip
         self.neighbours = {
             of: [(widgets.Image(width=SMALL, height=SMALL), widgets.HTML()) for _ in range(COUNT)] for of in ROWS
         }
@@ -95,90 +140,103 @@ class SpaceBrowser:
             return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), *parts], layout=apart)
 
         rows = [column(ROWS[of], widgets.HBox([widgets.VBox(pair) for pair in self.neighbours[of]])) for of in ROWS]
-        wrap = widgets.Layout(flex_flow="row wrap")
         self.view = widgets.VBox([
-            widgets.HBox([self.colour, self.legend], layout=wrap),
-            widgets.HBox([*self.maps.values(), column("under the mouse", self.thumbnail, self.caption)], layout=wrap),
-            self.said,
+            widgets.HBox([self.colour, find, self.how_many], layout=WRAP),
+            self.legend, self.maps, self.chosen, self.said,
             widgets.HBox([column("the step clicked", self.frame), column("its cloud, in space", self.cloud),
-                          widgets.VBox(rows)], layout=wrap),
+                          widgets.VBox(rows)], layout=WRAP),
         ])  # fmt: skip
         self.view.add_class("rgb2pc-spaces")
-        for name, part in {"legend": self.legend, "caption": self.caption, "said": self.said}.items():
+        for name, part in {"legend": self.legend, "chosen": self.chosen, "said": self.said}.items():
             part.add_class(f"rgb2pc-spaces-{name}")
 
-    def _map(self, which: str) -> go.FigureWidget:
-        spaces = self.spaces
-        xy, n = spaces.maps[which].round(4), len(spaces.keys)
-        kind = go.Scattergl if n > _MANY else go.Scatter
-        marker = {"size": np.where(spaces.held_out, 8, 5), "opacity": np.where(spaces.held_out, 1.0, 0.45)}
-        points = kind(x=xy[:, 0], y=xy[:, 1], mode="markers", marker=marker, hoverinfo="text",
-                      text=[safe(spaces.label(i)) for i in range(n)])  # fmt: skip
-        ring = {"size": 17, "symbol": "circle-open", "color": "black", "line": {"width": 3}}
-        here = kind(x=[], y=[], mode="markers", marker=ring, hoverinfo="skip")
-        blank = {"showticklabels": False, "zeroline": False, "showgrid": False}
-        figure = go.FigureWidget([points, here], {
-            "width": 500, "height": 440, "template": "plotly_white", "margin": dict(l=8, r=8, t=34, b=8),
-            "title": {"text": f"{which}: UMAP", "x": 0.02}, "dragmode": "select", "showlegend": False,
-            "hovermode": "closest", "xaxis": blank, "yaxis": blank | {"scaleanchor": "x"},
-        })  # fmt: skip
-        points = figure.data[0]
-        points.unselected.marker.opacity, figure.data[1].unselected.marker.opacity = 0.08, 1
-        points.on_hover(first_point(self.hover))
-        points.on_click(first_point(self.click))
-        points.on_selection(lambda _, at, __: self.select(at.point_inds or None))
-        points.on_deselect(lambda *_: self.select(None))
-        return figure
+    def _acted(self, what: str, row: int) -> None:
+        if what == "click":
+            self.click(row)
+        else:
+            self.hover(row if what == "hover" else -1)
 
     # -- what happens then, always on the loop of the cell that built the panel
 
     def _draw(self) -> None:
-        for name, draw in (("colour", self._recolour), ("selected", self._light), ("hovered", self._look),
-                           ("clicked", self._open)):  # fmt: skip
-            value = self.colour.value if name == "colour" else getattr(self, name)
+        for name, value, draw in (
+            ("colour", self.colour.value, self._recolour), ("selected", self.maps.selected, self._list),
+            ("hovered", self.maps.hovered, self._look), ("clicked", self.clicked, self._open),
+        ):  # fmt: skip
             if name not in self._drawn or self._drawn[name] != value:
                 self._drawn[name] = value
                 draw()
 
     def _recolour(self) -> None:
-        by = self.colour.value
-        tint = self.spaces.colours(by)
-        for figure in self.maps.values():
-            figure.data[0].marker.color = tint
-        self.legend.value = _legend(by, self.spaces) + " large: held out, small: training"
+        values = self.table[self.colour.value]
+        self.maps.paint(tints(values))
+        size = widgets.HTML("large: held out, small: training")
+        if pd.api.types.is_numeric_dtype(values):
+            self.legend.children = [widgets.HTML(_ramp(values)), size]
+            return
+        names = task_colours(values)
+        buttons = [self._legend_button(name, tint) for name, tint in names.items()] if len(names) <= LISTED else []
+        self.legend.children = [*buttons, widgets.HTML(f"{len(names)} different; " if not buttons else ""), size]
 
-    def _light(self) -> None:
-        for figure in self.maps.values():
-            figure.data[0].selectedpoints = self.selected
+    def _legend_button(self, name: str, tint: str) -> widgets.Button:
+        """A name of the legend; a click selects what bears it."""
+        button = widgets.Button(description=f"\u25a0 {name}", tooltip=f"select {name}", layout=SNUG)
+        button.style.text_color = tint
+        column = self.colour.value
+
+        def pick(_button) -> None:
+            self.selection = (self.table[column] == name).to_numpy()
+
+        button.on_click(pick)
+        return button
+
+    def _list(self) -> None:
+        """How many are selected, the first of them as pictures, all of them as a file."""
+        rows = self.maps.rows
+        if rows is None:
+            self.chosen.value = "Nothing is selected: draw a box or a lasso in a map, or click a name of the legend."
+            return
+        pictures = "".join(self._small(row) for row in rows[:THUMBNAILS])
+        link = ""
+        if len(rows) <= IN_A_LINK:
+            csv = base64.b64encode(self.selection.to_csv(index=False).encode()).decode()
+            link = f" <a download='selection.csv' href='data:text/csv;base64,{csv}'>CSV</a>"
+        held = int(self.spaces.held_out[rows].sum())
+        self.chosen.value = f"<b>{len(rows)} selected</b>, {held} of them held out;{link}<br>{pictures}"
+
+    def _small(self, row: int) -> str:
+        picture = base64.b64encode(self._bytes(row)).decode()
+        name = html.escape(self.spaces.label(row), quote=True)
+        return f"<img width=64 height=64 style='margin:2px' title='{name}' alt='{name}' src='data:;base64,{picture}'>"
 
     def _look(self) -> None:
-        self.thumbnail.value = self._bytes(self.hovered)
-        self.caption.value = self._lines(self.hovered)
+        row = self.maps.hovered
+        if row >= 0:
+            with self.maps.hold_sync():
+                self.maps.picture = self._bytes(row)
+                self.maps.caption = self.spaces.label(row).replace(", ", " / ").replace(" / ", "\n")
 
     def _open(self) -> None:
         row = self.clicked
-        for which, figure in self.maps.items():
-            with figure.batch_update():
-                figure.data[1].x, figure.data[1].y = self.spaces.maps[which][[row]].T
+        self.maps.opened = row
+        keys = self.spaces.keys
+        own = (keys[["task", "episode"]] == keys.loc[row, ["task", "episode"]]).all(axis=1)
+        self.maps.join(keys[own].sort_values("time").index)
         self.frame.value = self._bytes(row)
         said = html.escape(self.spaces.label(row))
         try:
             cloud = self._cloud(row)
         except InputError as e:  # a file that cannot be read: say so, keep the panel alive
             cloud, said = None, f"{said}: <span style='color:{ALARM}'>{html.escape(str(e))}</span>"
-        with self.cloud.batch_update():
-            self.cloud.data[0].update(cloud_trace(cloud))
-            self.cloud.layout.scene.update(cloud_scene(cloud))
+        self.cloud.figure.data[0].update(cloud_trace(cloud))
+        self.cloud.figure.layout.scene.update(cloud_scene(cloud))
+        self.cloud.draw()
         self.said.value = f"<b>{said}</b>; cosine distance of student and teacher {self.spaces.error[row]:.2f}"
         for of, cells in self.neighbours.items():
             found, cosine = self.spaces.nearest(row, of, COUNT)
             for i, (image, caption) in enumerate(cells):
                 image.value = self._bytes(found[i]) if i < len(found) else _EMPTY
                 caption.value = self._neighbour(row, found[i], cosine[i]) if i < len(found) else ""
-
-    def _lines(self, row: int) -> str:
-        lines = self.spaces.label(row).replace(", ", " / ").split(" / ")
-        return f"<div style='line-height:1.35'>{'<br>'.join(map(html.escape, lines))}</div>"
 
     def _neighbour(self, row: int, other: int, cosine: float) -> str:
         key = self.spaces.keys.iloc[other]
@@ -216,7 +274,7 @@ class SpaceBrowser:
         if self.colour.value == "task":
             name_tasks(above, self.spaces)
         for axes, which in zip(above.subplots(1, 2), self.spaces.maps, strict=True):
-            draw_map(axes, self.spaces, which, self.colour.value)
+            draw_map(axes, self.spaces, which, self.table[self.colour.value])
             axes.scatter(*self.spaces.maps[which][row], s=260, facecolors="none", edgecolors="black", lw=2.5)
         grid = below.subplots(2, COUNT + 1)
         for axes in grid.flat:
@@ -246,13 +304,11 @@ def _draw(axes, picture, title: str, place: str = "center") -> None:
     axes.imshow(np.full((8, 8, 3), 225, np.uint8) if picture is None else picture)
 
 
-def _legend(by: str, spaces: Spaces) -> str:
-    if by == "task":
-        squares = (f"<span style='color:{c}'>&#9632;</span> {html.escape(t)}"
-                   for t, c in task_colours(spaces.keys["task"]).items())  # fmt: skip
-        return "&ensp;".join(squares) + "; "
-    ends = "0 to 1" if by == "progress" else "0 to 1 and above"
-    shades = ",".join(to_hex(matplotlib.colormaps[SCALES[by]](v)) for v in np.linspace(0, 1, 9))
-    box = "display:inline-block;width:120px;height:10px"
-    ramp = f"<span style='{box};background:linear-gradient(90deg,{shades})'></span>"
-    return f"{ramp} {MEANING[by]}, {ends}; "
+def _ramp(values: pd.Series) -> str:
+    """The colour scale of a column of numbers."""
+    scale, low, high = shades(values)
+    stops = ",".join(to_hex(matplotlib.colormaps[scale](v)) for v in np.linspace(0, 1, 9))
+    box = f"display:inline-block;width:120px;height:10px;background:linear-gradient(90deg,{stops})"
+    name = html.escape(MEANING.get(str(values.name), str(values.name)))
+    above = " and above" if values.name == "error" else ""
+    return f"<span style='{box}'></span> {name}, {low:.3g} to {high:.3g}{above}; "

@@ -1,0 +1,48 @@
+// Shows the figure that Python holds: whole, and anew whenever Python says so.
+
+// plotly.js comes once a page, as the text of a widget that all figures share. It is 5 MB: loaded as a figure's own
+// module it would not be there within the two seconds that anywidget grants, and a reloaded page would stay empty.
+async function load(model) {
+  const shared = await model.widget_manager.get_model(model.get("library").slice("IPY_MODEL_".length));
+  const url = URL.createObjectURL(new Blob([shared.get("source")], { type: "text/javascript" }));
+  await import(url);
+  URL.revokeObjectURL(url);
+  return globalThis.Plotly;
+}
+
+export default {
+  render({ model, el }) {
+    const box = document.createElement("div");
+    el.append(box);
+    let plotly, gone = false, last = Promise.resolve();
+    const draw = () => {
+      last = last.then(() => {
+        if (gone || !box.isConnected) return;
+        const { data, layout } = JSON.parse(model.get("shown"));
+        const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["sendDataToCloud"] };
+        return plotly.react(box, data, layout, config);
+      }).catch((e) => console.error("rgb2pc plot:", e));
+    };
+    const begin = () => {
+      if (gone) return;
+      if (!box.isConnected) return requestAnimationFrame(begin); // plotly measures the page
+      draw();
+      last.then(() => box.on?.("plotly_click", ({ points: [at] }) => {
+        model.send({ trace: at.curveNumber, point: at.pointNumber });
+      }));
+    };
+    const seen = new ResizeObserver(() => plotly && box.layout?.autosize && plotly.Plots.resize(box));
+    seen.observe(el);
+    model.on("change:shown", draw);
+    (globalThis.rgb2pcPlotly ??= load(model)).then((found) => { plotly = found; begin(); }, (e) => {
+      globalThis.rgb2pcPlotly = undefined;
+      box.textContent = `plotly did not load: ${e}`;
+    });
+    return () => {
+      gone = true;
+      seen.disconnect();
+      model.off("change:shown", draw);
+      plotly?.purge(box);
+    };
+  },
+};
