@@ -15,7 +15,6 @@ from pathlib import Path
 
 from rgb2pc_lib import InputError, Workspace
 from rgb2pc_lib.checks.doctor import examine
-from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import SAMPLE
 
 
@@ -35,7 +34,7 @@ def main(argv=None) -> int:
         workspace = Workspace.load(a.workspace).excluding(a.exclude)
         found = examine(workspace, a.deep, str(a.workspace), str(a.out or "bad.toml"))
         if a.out:
-            write_atomic(a.out, lambda partial: partial.write_text(found.exclusions.toml(), encoding="utf-8"))
+            found.exclusions.write(a.out)
     except (InputError, OSError) as e:
         print(f"doctor: {e}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ the colour of the pixel they were seen at, and needs clouds with colours and uv.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,6 +131,28 @@ def summary(checks: list[ShiftCheck]) -> pd.DataFrame:
             "found, 2 steps or more": power[2:].mean(),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def verdicts(checks: Iterable[ShiftCheck]) -> pd.DataFrame:
+    """What all checks say, one row an episode, the most suspicious first.
+
+    Columns: task, episode, "by <check>" with each one's verdict, flagged (by any of them), shift (of the check that is
+    surest; 0 where none flags) and suspicion: by how many times the least gain another shift fits better.
+
+    >>> verdicts(checks).query("flagged")  # doctest: +SKIP
+    """
+    checks = list(checks)
+    out = pd.DataFrame([key for check in checks[:1] for key in check.episodes], columns=["task", "episode"])
+    out = out.assign(flagged=False, shift=0, suspicion=0.0)
+    for number, check in enumerate(checks):
+        table = check.table
+        gain = ((table["best fit"] - table["fit as filed"]) / check.least_gain).fillna(0.0)
+        surer = table["flagged"] & (~out["flagged"] | (gain > out["suspicion"]))
+        out.insert(2 + number, f"by {check.name}", table["verdict"])
+        out["shift"] = out["shift"].where(~surer, table["shift"])
+        out["suspicion"] = out["suspicion"].where(~(surer | (gain > out["suspicion"])), gain)
+        out["flagged"] |= table["flagged"]
+    return out.sort_values(["flagged", "suspicion"], ascending=False, kind="stable", ignore_index=True)
 
 
 def shift_checks(workspace: Workspace, pairing: Pairing, **options) -> list[ShiftCheck]:

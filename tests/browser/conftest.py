@@ -120,6 +120,14 @@ class Notebook:
         self.page.wait_for_function("() => window.jupyterapp")
         self.page.evaluate(_OPEN, path)
 
+    def reload(self) -> None:
+        """Save the notebook and load the page anew, as a person does; the kernel lives on."""
+        self.page.evaluate("async () => { await window.__nb.context.save() }")
+        path = self.page.evaluate("() => window.__nb.context.path")
+        self.page.goto(f"{self.url}/lab?token=t")
+        self.page.wait_for_function("() => window.jupyterapp")
+        self.page.evaluate(_OPEN, path)
+
     def run_all(self) -> None:
         """Run all cells to the end; every one must have run, without an error."""
         cells = self.page.evaluate(_RUN_ALL)

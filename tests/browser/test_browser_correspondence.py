@@ -29,7 +29,7 @@ def test_correspondence_browser(nb):
     points, glow = nb.page.evaluate(_POINTS), nb.page.evaluate(_GLOW)
 
     cell = int(nb.kernel("print(matcher.grid[0] * matcher.grid[1] // 2 + 9)"))  # a place in the image
-    at = nb.kernel(f"print(*(float(browser.picture.data[0][a][{cell}]) for a in 'xy'))").split()
+    at = nb.kernel(f"print(*(float(browser.picture.figure.data[0][a][{cell}]) for a in 'xy'))").split()
     nb.page.mouse.click(*nb.page.evaluate(_WHERE, [float(v) for v in at]))
     nb.until(lambda: nb.text(_SAID).startswith("Pixel "))
     nb.until(lambda: nb.page.evaluate(_POINTS) != points and nb.page.evaluate(_GLOW) != glow)

@@ -1,8 +1,8 @@
 """Notebook 01 as a person uses it: choose an episode, move through its steps, see the fault, weigh the negatives."""
 
-_PLOT = "() => document.querySelector('.rgb2pc-pairing .js-plotly-plot')?.data?.[0]"
+_PLOT = "() => document.querySelector('.rgb2pc-pairing .js-plotly-plot')?._fullData?.[0]"
 _CLOUD = f"() => Array.from(({_PLOT})()?.x ?? []).slice(0, 50)"  # empty until plotly has drawn it
-_BARS = "() => document.querySelector('.rgb2pc-negatives .js-plotly-plot').data[0].marker.color.join()"
+_BARS = "() => document.querySelector('.rgb2pc-negatives .js-plotly-plot')._fullData[0].marker.color.join()"
 
 
 def choose(nb, description, option):
@@ -23,27 +23,33 @@ def test_pairing_browser(nb):
     nb.open("01_pairing_checks.ipynb")
     nb.run_all()
     nb.page.locator(".rgb2pc-pairing").scroll_into_view_if_needed()
-    wrong = nb.kernel("print(task, episode)").split()
+    first = nb.kernel("print(*browser.suspects.loc[0, ['task', 'episode']])").split()
     experts = nb.kernel("print(*pairing.experts)").split()
     assert len(pictures(nb)) == 2 + len(experts)
-    assert "by features: ok" in nb.text(".rgb2pc-pairing p")  # the first episode is as it should be
+    assert nb.kernel("print(*browser.chosen[:2])").split() == first  # the most suspicious one
+    assert nb.kernel("print(workspace.name)").strip() in nb.text(".rgb2pc-pairing")
 
-    choose(nb, "task", wrong[0])
-    choose(nb, "episode", wrong[1])
-    nb.until(lambda: "shifted by +3" in nb.text(".rgb2pc-pairing p"))  # the episode that was shifted on purpose
+    choose(nb, "task", "hammer")
+    nb.until(lambda: nb.kernel("print(browser.chosen[0])").strip() == "hammer")
     before, cloud = pictures(nb), nb.until(lambda: nb.page.evaluate(_CLOUD))
     slide(nb, ".rgb2pc-pairing", "step", ["ArrowRight"] * 8)
     nb.until(lambda: nb.text(".rgb2pc-step") == "step_0008")
     nb.until(lambda: all(a != b for a, b in zip(before, pictures(nb), strict=True)))
     nb.until(lambda: nb.page.evaluate(_CLOUD) != cloud)
-    here = "/".join([*wrong, "step_0008."])
+    here = nb.kernel("print('/'.join(browser.chosen))").strip() + "."
     nb.until(lambda: nb.text(".rgb2pc-pairing table").count(here) == 3)  # RGB, points, teacher
-    assert nb.kernel("print(*browser.chosen)").split() == [*wrong, "step_0008"]
+    nb.page.locator(".rgb2pc-pairing .jupyter-button", has_text="exclude this").click()
+    nb.until(lambda: "excluded" in nb.text(".rgb2pc-decision"))
+    assert nb.kernel("print(*browser.decided.out)").strip() == here.rpartition("/")[0]
     nb.page.wait_for_timeout(1000)  # the cloud is painted
     nb.shot("pairing_browser", ".rgb2pc-pairing")
 
-    choose(nb, "episode", "episode_0000")  # the step stays
-    nb.until(lambda: "by features: ok" in nb.text(".rgb2pc-pairing p") and nb.text(".rgb2pc-step") == "step_0008")
+    button = nb.page.locator(".rgb2pc-pairing .jupyter-button", has_text="next flagged")
+    if nb.kernel("print(browser.suspects['flagged'].sum())").strip() == "0":
+        assert button.is_disabled()
+    else:
+        button.click()
+        nb.until(lambda: nb.kernel("print(*browser.chosen[:2])").split() == first)
 
 
 def test_negatives_panel(nb):

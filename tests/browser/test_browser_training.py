@@ -3,7 +3,7 @@
 import json
 
 _THREADS = "import threading; print(sum(t.name == 'rgb2pc-training' for t in threading.enumerate()))"
-_CURVES = """() => Object.fromEntries([...document.querySelectorAll('.rgb2pc-panel .js-plotly-plot')[0].data]
+_CURVES = """() => Object.fromEntries([...document.querySelectorAll('.rgb2pc-panel .js-plotly-plot')[0]?.data ?? []]
   .filter(t => t.showlegend !== false && t.legend !== 'legend2').map(t => [t.name, t.x.length]))"""
 
 
@@ -44,6 +44,13 @@ def test_training_panel(nb):
     assert "running" in status(nb) and "loss" in status(nb)
     assert nb.kernel("print(6 * 7)").strip() == "42"  # the kernel answers while it trains
     nb.shot("panel-running", ".rgb2pc-panel")
+
+    nb.reload()  # the page, not the kernel: the panel is there again, and what runs goes on and is shown
+    nb.page.locator(".rgb2pc-panel .js-plotly-plot").wait_for()
+    there = nb.until(lambda: nb.page.evaluate(_CURVES).get(name))
+    assert there > grown and "running" in status(nb)
+    nb.until(lambda: nb.page.evaluate(_CURVES)[name] > there + 2)
+    nb.shot("panel-reloaded", ".rgb2pc-panel")
 
     press(nb, "Stop")
     nb.until(lambda: "stopped" in status(nb))

@@ -152,6 +152,8 @@ def test_a_selection_is_a_table_and_can_be_set(browser, folder):
     assert list(found)[:6] == ["task", "episode", "step", "split", "rank", "error"] and set(found["rank"]) == {1}
     assert found["frame"].iloc[0] == str(folder.parent / "rgb" / TASKS[0] / "ep_0" / "step_0002.png")
     assert "2 selected" in browser.chosen.value and browser.chosen.value.count("<img") == 2
+    left_out = browser.excluding("blurred").exclude.out
+    assert left_out == {f"{TASKS[0]}/ep_0/step_000{i}": "blurred" for i in (2, 4)}
     browser.selection = browser.table[browser.table["task"] == "pull"]
     assert len(browser.selection) == EPISODES * STEPS
     browser.selection = browser.spaces.held_out

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rgb2pc_lib.data.files.guarded import expect, read_toml
+from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.errors import InputError
 
 Value = TypeVar("Value")
@@ -89,6 +90,19 @@ class Exclusions:
     def effect(self) -> frozenset[str]:
         """The entries without their reasons: two lists of one effect leave out the same."""
         return frozenset(Exclusions(dict.fromkeys(self.out, ""), self.shift).lines)
+
+    def without(self, *names: str) -> Exclusions:
+        """The list without these entries.
+
+        >>> Exclusions.of(["push/ep_3", "push/ep_5 shift +2"]).without("push/ep_5").lines
+        ('push/ep_3',)
+        """
+        kept = {name: why for name, why in self.out.items() if name not in names}
+        return Exclusions(kept, {name: by for name, by in self.shift.items() if name not in names})
+
+    def write(self, path: Path) -> None:
+        """Write the list where `read` reads it, whole or not at all."""
+        write_atomic(path, lambda partial: partial.write_text(self.toml(), encoding="utf-8"))
 
     def toml(self) -> str:
         """The list as `read` reads it."""

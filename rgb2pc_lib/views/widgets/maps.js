@@ -144,6 +144,7 @@ class Map2D {
       }
     }
     pen.putImageData(image, 0, 0);
+    this.root.lit = data.rows; // what this map shows as selected, for whoever asks the page; null: all
     this.mark();
   }
 
@@ -211,9 +212,8 @@ export default {
       const chosen = model.get("selected"), rows = chosen && ints(chosen), lit = rows && new Uint8Array(n);
       rows?.forEach((i) => { lit[i] = 1; });
       const tint = bytes(model.get("tint")), thread = Array.from(ints(model.get("thread")));
-      root.dataset.selected = rows ? rows.length : "all"; // what is lit, for whoever asks the page
       count.textContent = rows ? `${rows.length} of ${n} selected` : `all of ${n}; drag to select, wheel to zoom`;
-      return both.map((_, i) => ({ xy: xy.subarray(2 * n * i, 2 * n * (i + 1)), tint, large, lit, n, thread }));
+      return both.map((_, i) => ({ xy: xy.subarray(2 * n * i, 2 * n * (i + 1)), tint, large, rows, lit, n, thread }));
     };
     const draw = () => {
       due ||= requestAnimationFrame(() => {

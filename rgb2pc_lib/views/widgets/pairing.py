@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 from collections.abc import Iterable
+from pathlib import Path
 
 import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from rgb2pc_lib.checks.shift import ShiftCheck
+from rgb2pc_lib.checks.shift import ShiftCheck, verdicts
 from rgb2pc_lib.checks.teacher import NegativeAudit
+from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.pairing import OK, Pairing
 from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
@@ -25,19 +28,30 @@ from rgb2pc_lib.views.widgets.steps import StepBrowser
 class PairingBrowser(StepBrowser):
     """Choose a task, an episode and a step; see everything that was paired under that name.
 
-    `checks` (from `shift_checks`) put their verdict on the episode above the pictures.
+    `checks` (from `shift_checks`) put their verdict on the episode, and the browser starts at the most suspicious one.
+    What is decided there (`exclude`, `shift`, `keep`, or the buttons) is in `decided`, on top of the workspace's own
+    exclusion list; with `decisions`, a file, every decision is written there at once.
 
-    >>> PairingBrowser(workspace, pairing)  # in a notebook  # doctest: +SKIP
+    >>> browser = PairingBrowser(workspace, pairing, checks, Path("bad.toml"))  # in a notebook  # doctest: +SKIP
+    >>> browser.verdicts  # doctest: +SKIP
+    >>> workspace.excluding(browser.decided.lines)  # what training uses then  # doctest: +SKIP
     >>> PairingBrowser(workspace, pairing).static("hammer", "episode_0001", "step_0003")  # doctest: +SKIP
     """
 
-    def __init__(self, workspace: Workspace, pairing: Pairing, checks: Iterable[ShiftCheck] = ()):
+    def __init__(
+        self, workspace: Workspace, pairing: Pairing, checks: Iterable[ShiftCheck] = (), decisions: Path | None = None
+    ):
         self.workspace, self.pairing, self.checks = workspace, pairing, list(checks)
+        self.decisions = decisions
+        self._suggested: tuple[str, str] | None = None  # the episode for which the field of "shift" was filled in
+        self.decided = Exclusions.read(decisions) if decisions and decisions.is_file() else workspace.exclude
         self.colours = {name: TokenColours.fit(packs) for name, packs in pairing.packs.items() if packs}
         table = pairing.table[pairing.table["step"] != ""]
         if table.empty:
             raise InputError(f"the workspace '{workspace.name}' holds no step to look at")
-        super().__init__(table)
+        self.suspects = verdicts(self.checks)
+        super().__init__(table, next(self.suspects[["task", "episode"]].itertuples(index=False, name=None), None))
+        self._build_decisions()
 
         self.match = widgets.HTML()
         sources = ["RGB", "points over the image", *pairing.packs]
@@ -58,15 +72,94 @@ class PairingBrowser(StepBrowser):
         space = widgets.VBox([widgets.HTML("<b>the points in space</b>"), self.cloud], layout=held)
         wrap = widgets.Layout(flex_flow="row wrap")
         self.view = widgets.VBox([
-            self.row,
+            widgets.HTML(f"<b>{html.escape(self.workspace.name)}</b>: {len(self.steps)} episodes, {len(table)} steps"),
+            self.row, widgets.HBox([*self.buttons.values()], layout=wrap), self.decision,
             widgets.HBox([cell("RGB"), cell("points over the image"), space], layout=wrap),
             widgets.HBox([cell(e) for e in pairing.packs], layout=wrap),
             self.match,
         ])  # fmt: skip
         self.view.add_class("rgb2pc-pairing")
 
+    # -- what people do; the same without a mouse
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """What the checks say of every episode, the most suspicious first, and what was decided."""
+        names = self.suspects["task"] + "/" + self.suspects["episode"]
+        said = {n: f"shift {by:+d}" for n, by in self.decided.shift.items()} | dict.fromkeys(
+            self.decided.out, "exclude"
+        )
+        return self.suspects.assign(decision=names.map(said).fillna(""))
+
+    def next_flagged(self) -> None:
+        """Go to the next episode that a check flags, from the most to the least suspicious, and round again."""
+        flagged = list(
+            self.suspects.loc[self.suspects["flagged"], ["task", "episode"]].itertuples(index=False, name=None)
+        )
+        here = self.chosen[:2]
+        self.go(*flagged[(flagged.index(here) + 1) % len(flagged) if here in flagged else 0])
+
+    def exclude(self, why: str = "") -> None:
+        """Leave out the episode shown."""
+        name, kept = self._undecided()
+        said = why or "; ".join(text for text, alarm in self._verdicts(*self.chosen[:2]).values() if alarm)
+        self._decide(dataclasses.replace(kept, out=kept.out | {name: said}))
+
+    def shift(self, by: int) -> None:
+        """Pair every step of the episode shown with the cloud of so many steps later."""
+        name, kept = self._undecided()
+        self._decide(dataclasses.replace(kept, shift=kept.shift | {name: by}) if by else kept)
+
+    def keep(self) -> None:
+        """Take back what was decided of the episode shown."""
+        self._decide(self._undecided()[1])
+
+    def _undecided(self) -> tuple[str, Exclusions]:
+        name = "/".join(self.chosen[:2])
+        return name, self.decided.without(name)
+
+    def _decide(self, decided: Exclusions) -> None:
+        self.decided = decided
+        if self.decisions:
+            decided.write(self.decisions)
+        self._draw_decision()
+
+    def _build_decisions(self) -> None:
+        snug = widgets.Layout(width="auto")
+        self.by = widgets.IntText(layout=widgets.Layout(width="70px"))
+        flagged = int(self.suspects["flagged"].sum())
+        acts = {
+            f"next flagged ({flagged})": lambda _: self.next_flagged(),
+            "exclude this episode": lambda _: self.exclude(),
+            "shift it by": lambda _: self.shift(self.by.value),
+            "keep as filed": lambda _: self.keep(),
+        }
+        made = {text: widgets.Button(description=text, layout=snug) for text in acts}
+        for text, act in acts.items():
+            made[text].on_click(act)
+        made[f"next flagged ({flagged})"].disabled = not flagged
+        first, out, shift, kept = made.values()
+        self.buttons = {"next": first, "exclude": out, "shift": shift, "by": self.by, "keep": kept}
+        self.decision = widgets.HTML()
+        self.decision.add_class("rgb2pc-decision")
+
+    def _draw_decision(self) -> None:
+        name = "/".join(self.chosen[:2])
+        out, by = name in self.decided.out, self.decided.shift.get(name)
+        said = "excluded" if out else f"shifted by {by:+d}" if by else "kept as filed"
+        count = len(self.decided.out), len(self.decided.shift)
+        where = f", in {self.decisions}" if self.decisions else ""
+        self.decision.value = (
+            f"{html.escape(name)}: <b>{said}</b>. Decided so far: {count[0]} excluded, {count[1]} shifted"
+            f"{html.escape(where)}."
+        )
+
     def _draw(self) -> None:
         task, episode, step = self.chosen
+        found = self.suspects.query("task == @task and episode == @episode")["shift"]
+        if self._suggested != (task, episode):
+            self._suggested, self.by.value = (task, episode), int(found.iloc[0]) if len(found) else 0
+        self._draw_decision()
         try:
             seen = look(self.workspace, self.pairing, self.colours, task, episode, step)
         except InputError as e:  # a file that cannot be read: say so, keep the panel alive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import html
 from pathlib import Path
@@ -43,7 +44,6 @@ COUNT = 5  # neighbours shown
 ROWS = {"teacher": "nearest in the teacher's space", "student": "clouds that the student finds first from RGB"}
 THUMBNAILS = 14  # of a selection
 LISTED = 24  # names, at most, that a legend spells out
-IN_A_LINK = 5000  # rows, at most, that travel to the page as a file
 WRAP, SNUG = widgets.Layout(flex_flow="row wrap"), widgets.Layout(width="auto")
 _EMPTY = b""
 
@@ -111,6 +111,17 @@ class SpaceBrowser:
         """Select the held-out samples whose own cloud is found last; of two with one rank, that of the larger error."""
         held = self.table[self.spaces.held_out]
         self.selection = held.sort_values(["rank", "error"], ascending=False).head(count)
+
+    def excluding(self, why: str = "") -> Workspace:
+        """The workspace without the selected steps, on top of what it leaves out already; its `exclude` can be written.
+
+        >>> browser.excluding("hand in the way").exclude.write(Path("bad.toml"))  # doctest: +SKIP
+        """
+        own = self.workspace.exclude
+        steps = ("/".join(key) for key in self.selection[["task", "episode", "step"]].itertuples(index=False))
+        return dataclasses.replace(
+            self.workspace, exclude=dataclasses.replace(own, out=own.out | dict.fromkeys(steps, why))
+        )
 
     # -- the parts
 
@@ -191,18 +202,14 @@ class SpaceBrowser:
         return button
 
     def _list(self) -> None:
-        """How many are selected, the first of them as pictures, all of them as a file."""
+        """How many are selected, and the first of them as pictures."""
         rows = self.maps.rows
         if rows is None:
             self.chosen.value = "Nothing is selected: draw a box or a lasso in a map, or click a name of the legend."
             return
         pictures = "".join(self._small(row) for row in rows[:THUMBNAILS])
-        link = ""
-        if len(rows) <= IN_A_LINK:
-            csv = base64.b64encode(self.selection.to_csv(index=False).encode()).decode()
-            link = f" <a download='selection.csv' href='data:text/csv;base64,{csv}'>CSV</a>"
         held = int(self.spaces.held_out[rows].sum())
-        self.chosen.value = f"<b>{len(rows)} selected</b>, {held} of them held out;{link}<br>{pictures}"
+        self.chosen.value = f"<b>{len(rows)} selected</b>, {held} of them held out<br>{pictures}"
 
     def _small(self, row: int) -> str:
         picture = base64.b64encode(self._bytes(row)).decode()

@@ -15,12 +15,13 @@ class StepBrowser:
     """Controls that stand at one step of a table with the columns task, episode and step.
 
     A panel derives from it, paints the `chosen` step in `_draw` and puts `row`, the controls, into its `view`. `_draw`
-    is called whenever another step is chosen, for the first time by the panel itself.
+    is called whenever another step is chosen, for the first time by the panel itself. `start`: the episode, by task and
+    name, that is shown first.
     """
 
     view: widgets.Widget
 
-    def __init__(self, keys: pd.DataFrame):
+    def __init__(self, keys: pd.DataFrame, start: tuple[str, str] | None = None):
         self.steps = {k: g.tolist() for k, g in keys.groupby(["task", "episode"], sort=False)["step"]}
         self.repaint = Repaint(self._draw)
         tasks = list(dict.fromkeys(t for t, _ in self.steps))
@@ -30,6 +31,11 @@ class StepBrowser:
         self.name = widgets.HTML()
         self.row = widgets.HBox([self.task, self.episode, self.step, self.name])
         self._fill_episodes()
+        if start in self.steps:
+            self.task.value = start[0]
+            self._fill_episodes()
+            self.episode.value = start[1]
+            self._fill_steps()
         self.task.observe(self._other_task, "value")
         self.episode.observe(self._other_episode, "value")
         self.step.observe(self.repaint, "value")
@@ -42,6 +48,11 @@ class StepBrowser:
         """Task, episode and step that the controls stand at."""
         names = self.steps[self.task.value, self.episode.value]
         return self.task.value, self.episode.value, names[min(self.step.value, len(names) - 1)]
+
+    def go(self, task: str, episode: str) -> None:
+        """Stand at an episode."""
+        self.task.value = task
+        self.episode.value = episode
 
     def at(self, task: str | None, episode: str | None, step: str | None) -> tuple[str, str, str]:
         """A step by its names; what is not named is as chosen."""

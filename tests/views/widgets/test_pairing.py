@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rgb2pc_lib.checks.shift import feature_check
-from rgb2pc_lib.checks.sources import usable
+from rgb2pc_lib.checks.sources import shifted_copy, usable
 from rgb2pc_lib.checks.teacher import negative_audit
+from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.pairing import pair
 from rgb2pc_lib.data.sampling import Gatherer
 from rgb2pc_lib.errors import InputError
@@ -65,6 +66,32 @@ def test_static_twin_shows_any_step_and_the_verdict(left):
     assert "by features: <b>ok</b>" in browser.match.value
     with pytest.raises(InputError, match="no step push/ep_1/step_0400"):
         browser.static("push", "ep_1", "step_0400")
+
+
+def test_the_browser_starts_at_the_most_suspicious_episode_and_writes_what_is_decided(left, tmp_path):
+    late = shifted_copy(left, "push", "ep_1", 3, tmp_path / "demo")
+    pairing = pair(late)
+    checks = [feature_check(pairing, progress=False)]
+    file = tmp_path / "bad.toml"
+    browser = PairingBrowser(late, pairing, checks, file)
+    assert browser.chosen[:2] == ("push", "ep_1") and browser.by.value == 3
+    assert browser.suspects.loc[0, "by features"] == "shifted by +3" and browser.suspects["flagged"].sum() == 1
+    assert late.name in browser.view.children[0].value
+    browser.go("pull", "ep_0")
+    assert browser.by.value == 0 and "kept as filed" in browser.decision.value
+    browser.buttons["next"].click()
+    assert browser.chosen[:2] == ("push", "ep_1") and not file.exists()
+    browser.buttons["shift"].click()
+    assert Exclusions.read(file) == browser.decided == Exclusions({}, {"push/ep_1": 3})
+    assert "shifted by +3" in browser.decision.value and browser.verdicts.loc[0, "decision"] == "shift +3"
+    mended = pair(late.excluding([str(file)]))  # every tool reads the list: the fault is gone
+    assert not feature_check(mended, progress=False).table["flagged"].any()
+    browser.buttons["exclude"].click()
+    assert Exclusions.read(file) == Exclusions({"push/ep_1": "shifted by +3"})
+    again = PairingBrowser(late, pairing, checks, file)
+    assert again.verdicts.loc[0, "decision"] == "exclude"
+    again.keep()
+    assert Exclusions.read(file) == NOTHING and (again.verdicts["decision"] == "").all()
 
 
 def test_negatives_panel_answers_to_its_sliders(left):
