@@ -3,8 +3,12 @@
 import json
 
 _THREADS = "import threading; print(sum(t.name == 'rgb2pc-training' for t in threading.enumerate()))"
-_CURVES = """() => Object.fromEntries([...document.querySelectorAll('.rgb2pc-panel .js-plotly-plot')[0]?.data ?? []]
-  .filter(t => t.showlegend !== false && t.legend !== 'legend2').map(t => [t.name, t.x.length]))"""
+_CURVES = """() => {
+  const plot = document.querySelector('.rgb2pc-panel .js-plotly-plot');
+  const shown = (plot?.data ?? []).map((t, i) => [t, plot._fullData?.[i]?.x?.length ?? 0]);
+  return Object.fromEntries(
+    shown.filter(([t]) => t.showlegend !== false && t.legend !== 'legend2').map(([t, n]) => [t.name, n]));
+}"""
 
 
 def press(nb, name):
@@ -28,7 +32,7 @@ def test_training_panel(nb):
     nb.open("02_weighted_vs_moe.ipynb")
     nb.run_all()
     nb.page.locator(".rgb2pc-panel").scroll_into_view_if_needed()
-    assert nb.page.evaluate(_CURVES) == {"weighted": 20, "moe": 20}
+    nb.until(lambda: nb.page.evaluate(_CURVES) == {"weighted": 20, "moe": 20})
     assert "finished" in status(nb)
 
     before = nb.page.locator(".rgb2pc-panel .widget-slider", has_text="steps").locator(".widget-readout").inner_text()

@@ -127,7 +127,8 @@ class Map2D {
     pen.fillRect(0, 0, side, side);
     const image = pen.getImageData(0, 0, side, side), pixels = image.data;
     const { xy, tint, large, lit, n } = data, [left, top, width] = this.view, scale = side / width;
-    const discs = RADIUS.map((r) => disc(r * ratio));
+    const shrink = Math.max(Math.min(Math.sqrt(10000 / n), 1), 0.35); // many samples, small dots
+    const discs = RADIUS.map((r) => disc(r * ratio * shrink));
     for (const pass of lit ? [0, 1, 2, 3] : [2, 3]) { // what is selected above what is not, held out above training
       for (let i = 0; i < n; i++) {
         if (large[i] !== (pass & 1) || (lit && lit[i] !== pass >> 1)) continue;
@@ -139,7 +140,9 @@ class Map2D {
           const px = x + d[k], py = y + d[k + 1];
           if (px < 0 || py < 0 || px >= side || py >= side) continue;
           const at = 4 * (py * side + px), a = strength * d[k + 2];
-          for (let c = 0; c < 3; c++) pixels[at + c] += (tint[3 * i + c] - pixels[at + c]) * a;
+          pixels[at] += (tint[3 * i] - pixels[at]) * a;
+          pixels[at + 1] += (tint[3 * i + 1] - pixels[at + 1]) * a;
+          pixels[at + 2] += (tint[3 * i + 2] - pixels[at + 2]) * a;
         }
       }
     }

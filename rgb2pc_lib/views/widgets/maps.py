@@ -1,7 +1,7 @@
 """Linked maps: the same samples in several pictures, and one selection of them, which Python holds.
 
 Both maps are one widget with one selection, so they cannot differ. A browser sends what a person drew, and lights what
-Python says; it keeps nothing of its own. docs/how/maps.md has what this was compared with.
+Python says; it keeps nothing of its own. docs/architecture.md tells what this was compared with.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ export default {
     let plotly, gone = false, last = Promise.resolve();
     const draw = () => {
       last = last.then(() => {
-        if (gone || !box.isConnected) return;
+        if (gone || !plotly || !box.isConnected) return; // `begin` draws what is there by then
         const { data, layout } = JSON.parse(model.get("shown"));
         const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["sendDataToCloud"] };
         return plotly.react(box, data, layout, config);
