@@ -22,7 +22,7 @@ from rgb2pc_lib.data.pairing import OK, Pairing, pair
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import judge, judge_students, line_up
 from rgb2pc_lib.judging.verdicts import SHUFFLED, gap_closed, mean_table, verdict
-from rgb2pc_lib.learning.runs import Config, Run, left_out_words
+from rgb2pc_lib.learning.runs import Config, Run, left_out_words, look_ahead_words
 from rgb2pc_lib.views.curves import compared, curves_figure, verdict_figure
 from rgb2pc_lib.views.look import plain
 from rgb2pc_lib.views.plots import colour, commit, judgement_figure
@@ -91,8 +91,10 @@ class Report:
         return table
 
     def experts_card(self) -> pd.DataFrame:
-        """What every expert's packs hold, from their headers."""
-        return pack_sizes(self.pairing).drop(index="total")
+        """What every expert's packs hold, from their headers, and how many frames after its own a frame has seen."""
+        seen = self.pairing.look_ahead(self.main.config.frame_copy)
+        ahead = {name: f"{s.mean:.1f}, at most {s.most}" if s.most else "none" for name, s in seen.items()}
+        return pack_sizes(self.pairing).drop(index="total").assign(**{"frames ahead": pd.Series(ahead)})
 
     def pairing_words(self) -> str:
         """How many steps can be used, in a sentence."""
@@ -212,6 +214,9 @@ class Report:
                     f"{(gaps['closed'] > 0).sum()} of these, closing {gaps['closed'].median():.2f} of the gap (median)."
                 )
         own = _held_out(self.main)
+        ahead = pd.Series([look_ahead_words(summary) for summary in self.summaries], self.names)
+        for words, names in ahead[ahead != ""].groupby(ahead):
+            said.append(f"{', '.join(dict.fromkeys(names.index))}: {words}")
         others = [run.name for run in self.runs if _held_out(run) != own]
         if others:
             said.append(f"Not comparable with {self.main.name}, as judged on other steps: {', '.join(others)}.")
