@@ -91,10 +91,8 @@ class Report:
         return table
 
     def experts_card(self) -> pd.DataFrame:
-        """What every expert's packs hold, from their headers, and how many frames after its own a frame has seen."""
-        seen = self.pairing.look_ahead(self.main.config.frame_copy)
-        ahead = {name: f"{s.mean:.1f}, at most {s.most}" if s.most else "none" for name, s in seen.items()}
-        return pack_sizes(self.pairing).drop(index="total").assign(**{"frames ahead": pd.Series(ahead)})
+        """What every expert's packs hold, from their headers."""
+        return pack_sizes(self.pairing, self.main.config.frame_copy).drop(index="total")
 
     def pairing_words(self) -> str:
         """How many steps can be used, in a sentence."""
@@ -214,9 +212,10 @@ class Report:
                     f"{(gaps['closed'] > 0).sum()} of these, closing {gaps['closed'].median():.2f} of the gap (median)."
                 )
         own = _held_out(self.main)
-        ahead = pd.Series([look_ahead_words(summary) for summary in self.summaries], self.names)
-        for words, names in ahead[ahead != ""].groupby(ahead):
-            said.append(f"{', '.join(dict.fromkeys(names.index))}: {words}")
+        futures: dict[str, dict[str, None]] = {}
+        for name, summary in zip(self.names, self.summaries, strict=True):
+            futures.setdefault(look_ahead_words(summary), {})[name] = None
+        said += [f"{', '.join(names)}: {words}" for words, names in futures.items() if words]
         others = [run.name for run in self.runs if _held_out(run) != own]
         if others:
             said.append(f"Not comparable with {self.main.name}, as judged on other steps: {', '.join(others)}.")
