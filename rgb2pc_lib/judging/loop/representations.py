@@ -27,6 +27,7 @@ from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.compress import embed_pixels
 from rgb2pc_lib.deploy.embed import Embedder, live_tokens
 from rgb2pc_lib.deploy.frames import frame_cache
+from rgb2pc_lib.deploy.stream import ThroughExperts
 from rgb2pc_lib.encoders.clouds.extract_clouds import cloud_points, load_cloud_encoder
 from rgb2pc_lib.encoders.images import load_encoder
 from rgb2pc_lib.errors import InputError
@@ -166,9 +167,13 @@ class Student:
 
     def live(self, fitted: Fitted, compression: Compression) -> Live:
         embedder = Embedder.from_run(self.folder)
-        if embedder.together:
-            raise InputError(f"{self.folder}: has an expert that sees several frames at once, which no robot has yet")
-        return lambda seen: embedder(np.stack([compression(s.image) for s in seen]))
+        if embedder.together or embedder.live is None:
+            raise InputError(
+                f"{self.folder}: has an expert that sees several frames at once, and the loop's policies look too "
+                "seldom for that; leave it out"
+            )
+        live = embedder.live
+        return lambda seen: live([[compression(s.image)] for s in seen])[0].float().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -212,10 +217,11 @@ class SpatialTokens:
         student = run.student()[0].to(on)
         encoders = {name: _single(load_encoder(name, str(on))) for name in student.experts}
 
-        @torch.no_grad()
+        live = ThroughExperts(student, encoders, {}, self.side, fitted["at"])
+
         def through(seen: Sequence[Seen]) -> np.ndarray:
-            images = np.stack([compression(s.image) for s in seen])
-            found, _ = student.spatial(*live_tokens(encoders, images, fitted["at"]), side=self.side)
+            _, found = live([[compression(s.image)] for s in seen])
+            assert found is not None  # only a compact student has none
             return _reduce(found.flatten(1).cpu().numpy(), fitted)
 
         return through
@@ -302,7 +308,10 @@ class Teacher:
 
 def _single(encoder):
     if encoder.together:
-        raise InputError(f"expert '{encoder.name}': sees several frames at once, which no robot has yet; leave it out")
+        raise InputError(
+            f"expert '{encoder.name}': sees several frames at once, and the loop's policies look too seldom for that; "
+            "leave it out"
+        )
     return encoder
 
 
