@@ -109,7 +109,7 @@ class Embedder:
         """
         run, on, weights = open_run(run), pick_device(device), weights or {}
         if isinstance(run, CompactRun):
-            if ahead := look_ahead_words(run.summary):
+            if ahead := run.finished and look_ahead_words(run.summary):
                 tell(f"{run.name}: sees one frame, but the fused student that it learned from was not live. {ahead}")
             pixels = ThroughPixels(run.compact().to(on))
             return cls(run.name, partial(_through_pixels, pixels.network), live=pixels)
