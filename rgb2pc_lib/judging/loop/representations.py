@@ -103,13 +103,18 @@ class Representation(Hashable, Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """Arrays of the state files: with none this is what the robot knows of itself, which every head is told anyway."""
+    """Arrays of the state files: with none this is what the robot knows of itself, which every head is told anyway.
+
+    Told with an error (`off`, m, standard deviation along each axis of the object's place), it shows how exactly a
+    task must be seen. The error follows from the place, so an object that rests is misplaced by the same at each look.
+    """
 
     names: tuple[str, ...] = ()
+    off: float = 0.0
     cloud = False
 
     def made_from(self, source: Source) -> str:
-        return f"state {' '.join(self.names)} {source.digest}"
+        return f"state {' '.join(self.names)} {source.digest}" + (f" off {self.off}" if self.off else "")
 
     def features(self, source: Source) -> Fitted:
         keys, root = source.demonstrations.keys, source.config.workspace.root("state")
@@ -117,18 +122,25 @@ class State:
         missing = [k for k in self.names if k not in found]
         if missing:
             raise InputError(f"{root}: expected {', '.join(missing)} in every episode's file; leave it out")
-        return {"x": self._joined([found[k] for k in self.names], len(keys))}
+        return {"x": self._joined([self._misplaced(k, found[k]) for k in self.names], len(keys))}
 
     def _of(self, state):
         return [k for k in self.names if k in state]
+
+    def _misplaced(self, name: str, values: np.ndarray) -> np.ndarray:
+        if not self.off or name != "object":
+            return values
+        places = np.round(values * 1e3).astype(np.int64)  # mm: a place at rest trembles by less
+        draws = [np.random.default_rng(np.abs(p).tolist()).normal(0, self.off, len(p)) for p in places]
+        return values + np.stack(draws)
 
     def _joined(self, parts, n):
         return np.nan_to_num(np.concatenate([*parts, np.zeros((n, 0))], 1)).astype(np.float32)
 
     def live(self, fitted: Fitted, compression: Compression) -> Live:
         def through(seen: Sequence[Seen]) -> np.ndarray:
-            parts = [np.stack([np.reshape(s.state[k], -1) for s in seen]) for k in self.names]
-            return self._joined(parts, len(seen))
+            told = {k: np.stack([np.reshape(s.state[k], -1) for s in seen]) for k in self.names}
+            return self._joined([self._misplaced(k, values) for k, values in told.items()], len(seen))
 
         return through
 
