@@ -94,7 +94,7 @@ def test_space_browser(nb):
     nb.page.locator(".rgb2pc-map").nth(1).wait_for()
     agree(nb, chosen)
     nb.until(lambda: nb.page.evaluate(_CLOUD))
-    nb.shot("space_browser_reloaded")
+    nb.shot("space_browser_reloaded", ".rgb2pc-spaces")
 
     nb.page.locator(".rgb2pc-maps-bar button", has_text="clear").click()
     agree(nb, None)
