@@ -158,14 +158,15 @@ def test_browser_links_image_and_cloud(matcher):
     browser = CorrespondenceBrowser(matcher)
     sample = browser.sample
     browser.pick_point(3)
-    glow = list(browser.picture.data[0].marker.color)
+    glow = list(browser.picture.figure.data[0].marker.color)
     opacity = np.array([float(g.rsplit(",", 1)[1][:-1]) for g in glow])
     assert opacity.argmax() == matcher.image_map(sample, 3).argmax() and "Point 3" in browser.said.value
-    assert [browser.cloud.data[1].x[0], browser.cloud.data[1].z[0]] == matcher.step(sample).xyz[3, [0, 2]].tolist()
-    plain = browser.cloud.data[0].marker.color
+    ring = browser.cloud.figure.data[1]
+    assert [ring.x[0], ring.z[0]] == matcher.step(sample).xyz[3, [0, 2]].tolist()
+    plain = browser.cloud.figure.data[0].marker.color
     browser.pick_pixel(*matcher.step(sample).uv[5])
-    assert browser.picked[0] == "cell" and browser.cloud.data[0].marker.color != plain
-    assert browser.picture.data[1].x[0] == Placement((160, 200), (4, 4)).centres()[browser.picked[1]][0]
+    assert browser.picked[0] == "cell" and browser.cloud.figure.data[0].marker.color != plain
+    assert browser.picture.figure.data[1].x[0] == Placement((160, 200), (4, 4)).centres()[browser.picked[1]][0]
     browser.pick_pixel(-50, 0)  # outside: nothing happens
     assert browser.picked[0] == "cell"
 
@@ -174,16 +175,16 @@ def test_browser_without_frames_shows_the_heat_alone(matcher, monkeypatch):
     monkeypatch.setattr(c.Matcher, "image", lambda self, sample: None)
     browser = CorrespondenceBrowser(matcher)
     browser.pick_point(3)
-    assert browser.picture.layout.images == () and "Point 3" in browser.said.value
+    assert browser.picture.figure.layout.images == () and "Point 3" in browser.said.value
 
 
 def test_browser_follows_its_controls_and_has_a_twin(matcher):
     browser = CorrespondenceBrowser(matcher)
     browser.pick_point(3)
-    before = browser.picture.layout.images[0].source
+    before = browser.picture.figure.layout.images[0].source
     browser.step.value = 4
     assert browser.sample != matcher.held_out[0] and browser.picked == ("point", -1)
-    assert browser.picture.layout.images[0].source != before
+    assert browser.picture.figure.layout.images[0].source != before
     figure = browser.static("pull", None, "step_0002", point=7)
     assert figure.axes[0].get_title().startswith("pull /") and "point 7" in figure.axes[0].get_title()
     with pytest.raises(InputError, match="no step pull/nowhere/step_0002"):

@@ -143,14 +143,14 @@ def test_cloud_is_painted_on_the_fixed_scale(runs):
 def test_browser_follows_its_controls(runs):
     browser = GateBrowser(runs["moe"])
     assert browser.expert.options == ("left", "right", LEADING) and browser.step.max == 11
-    over, rgb, colours = picture(browser.over), picture(browser.rgb), browser.cloud.data[0].marker.color
+    over, rgb, colours = picture(browser.over), picture(browser.rgb), browser.cloud.figure.data[0].marker.color
     browser.opacity.value = 0.2
-    assert not np.array_equal(picture(browser.over), over) and browser.cloud.data[0].marker.color == colours
+    assert not np.array_equal(picture(browser.over), over) and browser.cloud.figure.data[0].marker.color == colours
     browser.opacity.value = 0.65
     assert np.array_equal(picture(browser.over), over)
     browser.expert.value = "right"
     assert not np.array_equal(picture(browser.over), over) and np.array_equal(picture(browser.rgb), rgb)
-    assert browser.cloud.data[0].marker.color != colours and "gate of right" in browser.caption.value
+    assert browser.cloud.figure.data[0].marker.color != colours and "gate of right" in browser.caption.value
     browser.step.value = 7
     assert "step_0007" in browser.name.value and not np.array_equal(picture(browser.rgb), rgb)
     assert browser.static().get_suptitle().endswith("/ step_0007")
