@@ -133,11 +133,10 @@ def test_means_by_task_and_progress(moe):
 
 def test_switching_off_the_carrier_costs_and_the_other_one_is_free(weighted):
     table = switch_off(weighted, progress=False)
-    assert list(table.index) == ["all", "without left", "without right", "only left", "only right"]
+    assert list(table.index) == ["all", "without left", "without right"]  # either is the other one alone
     assert np.isclose(table.loc["all", "R@1"], weighted.summary["held-out"]["R@1"], atol=0.02)
     assert table.loc["without left", "R@1"] < 0.3 * table.loc["all", "R@1"]
     assert table.loc["without right", "R@1"] > 0.8 * table.loc["all", "R@1"]
-    assert table.loc["only left"].equals(table.loc["without right"])
     cost = switch_off_cost([table, table + 0.0])
     assert cost.loc["all", "change"] == 0 and cost.loc["without left", "change"] < 0 and (cost["seeds"] == 2).all()
     assert np.isnan(switch_off_cost([table])["low"]).all()
