@@ -100,12 +100,12 @@ simdepth: $(VENV)/sim  ## train the geometry expert anew on the same recordings,
 	$(OTHER_SEEDS)
 	$(BIN)/python tools/train_simdepth.py
 
-STEPS ?= 800
+STUDENTS ?= --steps 1000 --set pooling=attention student_tokens=128
 tables: proof-data  ## the tables of "What works": students judged and settings compared on `make proof-data` (3 hours)
-	$(BIN)/python tools/ablate.py --workspace data/proof.toml --out runs/ablations --steps $(STEPS)
-	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof --steps $(STEPS)
+	$(BIN)/python tools/ablate.py --workspace data/proof.toml --out runs/ablations --steps 800
+	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof $(STUDENTS)
 
-LOOP := $(BIN)/python tools/proof.py $(if $(QUICK),--quick,--steps $(STEPS)) $(LOOP_FLAGS)
+LOOP := $(BIN)/python tools/proof.py $(if $(QUICK),--quick,$(STUDENTS)) $(LOOP_FLAGS)
 proof: $(if $(QUICK),features $(VENV)/sim,tables)  ## the closed loop: roll out policies on every representation (4 hours; QUICK=1: 5 minutes)
 	$(LOOP)
 

@@ -35,8 +35,6 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="folders of finished runs")
     p.add_argument("--heads", type=int, default=3, help="head seeds (default: %(default)s)")
     p.add_argument("--head_steps", type=int, default=HeadSettings().steps, help="of a head (default: %(default)s)")
-    p.add_argument("--dropout", type=float, default=0.5,
-                   help="share of a representation left out in training (default: %(default)s)")  # fmt: skip
     p.add_argument("--chunk", type=int, default=CHUNK, help="actions foretold at once (default: %(default)s)")
     p.add_argument("--against", help="what all are compared with (default: the first expert, pooled)")
     p.add_argument("--out", type=Path, help="default: runs/actions.csv; of MINE.toml runs/MINE/actions.csv")
@@ -52,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         against = a.against or next(iter(config.vis_roots))
         if against not in features:
             raise InputError(f"--against: expected one of {'; '.join(features)}, found {against}")
-        settings, parts = HeadSettings(steps=a.head_steps, dropout=a.dropout), []
+        settings, parts = HeadSettings(steps=a.head_steps), []
         for part in held_out_errors(features, source.demonstrations, a.heads, settings):
             print(f"{part['representation'][0]}: {part['error'].mean():.3f}", flush=True)
             parts.append(part)

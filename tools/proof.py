@@ -62,8 +62,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--heads", type=int, default=3, help="head seeds that share them (default: %(default)s)")
     p.add_argument("--head", choices=[*HEADS], default="mlp", help="the policy's head (default: %(default)s)")
     p.add_argument("--head_steps", type=int, default=HeadSettings().steps, help="default: %(default)s")
-    p.add_argument("--dropout", type=float, default=HeadSettings().dropout,
-                   help="share of a representation left out in a head's training (default: %(default)s)")  # fmt: skip
     p.add_argument("--first_seed", type=int, default=9000, help="of the scenes (default: %(default)s)")
     p.add_argument("--scenes", type=int, default=8, help="side by side in a process (default: %(default)s)")
     p.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 2), help="default: %(default)s")
@@ -92,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         a.heads,
         a.first_seed,
         a.head,
-        HeadSettings(steps=a.head_steps, dropout=a.dropout),
+        HeadSettings(steps=a.head_steps),
         a.scenes,
         a.processes,
     )

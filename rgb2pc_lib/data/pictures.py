@@ -60,6 +60,19 @@ _EXIF = {
 # -- images
 
 
+def encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
+    """Pixels `[H, W, 3]` uint8 as the bytes of a file, to be written in one go.
+
+    Pillow, given a path, does not notice where a full disk or a limit takes only a part of what it writes.
+
+    >>> encoded(np.zeros((2, 2, 3), np.uint8), "PNG")[1:4]
+    b'PNG'
+    """
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, kind, **options)
+    return written.getvalue()
+
+
 def read_image(path: Path) -> np.ndarray:
     """RGB pixels `[H, W, 3]` uint8 of a PNG or JPEG. Raises InputError naming a file that cannot be decoded."""
     with _readable(path), Image.open(path) as image:

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from rgb2pc_lib.data.clouds import Cloud, write_ply
@@ -28,6 +27,7 @@ from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.guarded import expect, parse_json, read_npz
 from rgb2pc_lib.data.files.writing import new_folder, write_atomic
 from rgb2pc_lib.data.listing import IMAGES, steps_of
+from rgb2pc_lib.data.pictures import encoded
 from rgb2pc_lib.data.states import MEANT, state_file
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.ranks import rank, shard
@@ -114,7 +114,7 @@ def _write(out, recording, frames, image, about, bar):
         rgb_now = unfinished.enter_context(new_folder(rgb, "step_*"))
         clouds_now = unfinished.enter_context(new_folder(clouds, "step_*")) if clouds.is_dir() else None
         for name, (pixels, cloud) in zip(steps, recording.read(frames), strict=True):
-            Image.fromarray(pixels).save(rgb_now / f"{name}.{image}", format=kind, **options)
+            (rgb_now / f"{name}.{image}").write_bytes(encoded(pixels, kind, **options))
             if cloud is not None:
                 clouds_now = clouds_now or unfinished.enter_context(new_folder(clouds, "step_*"))
                 write_ply(clouds_now / f"{name}.ply", cloud)

@@ -27,6 +27,7 @@ from rgb2pc_lib.data.clouds import Cloud, back_project, read_ply, transform, wri
 from rgb2pc_lib.data.files.guarded import check_npz
 from rgb2pc_lib.data.files.writing import new_folder, write_atomic
 from rgb2pc_lib.data.listing import IMAGES, steps_of
+from rgb2pc_lib.data.pictures import encoded
 from rgb2pc_lib.data.states import read_state, state_file
 from rgb2pc_lib.errors import InputError
 
@@ -514,7 +515,7 @@ def write_episode(root: str | Path, task: str, name: str, episode: Episode, jpeg
     rgb, clouds = root / "rgb" / task / name, root / "clouds" / task / name
     with new_folder(rgb, "step_*") as images, new_folder(clouds, "step_*") as points:
         for step, image, cloud in zip(episode.state["steps"], episode.images, episode.clouds, strict=True):
-            Image.fromarray(image).save(images / f"{step}.jpg", format="JPEG", quality=jpeg_quality, optimize=True)
+            (images / f"{step}.jpg").write_bytes(encoded(image, "JPEG", quality=jpeg_quality, optimize=True))
             write_ply(points / f"{step}.ply", cloud)
     arrays: dict[str, Any] = episode.state
     write_atomic(state_file(root / "state", task, name), lambda p: np.savez_compressed(p, **arrays))

@@ -8,6 +8,7 @@ import platform
 import time
 from importlib.metadata import version
 
+import plotly.graph_objects as go
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
@@ -30,9 +31,12 @@ def versions(*more: str) -> str:
     return f"rgb2pc {version('rgb2pc')} ({commit()}), Python {platform.python_version()}, {packages}"
 
 
-def show(figure: Figure, dpi: int = 110) -> None:
-    """Display a matplotlib figure below the cell, without any state of pyplot."""
-    display(Image(png(figure, dpi)))
+def show(figure: Figure | go.Figure, dpi: int = 110) -> None:
+    """Display a figure below the cell: matplotlib's without any state of pyplot, plotly's without its upload button."""
+    if isinstance(figure, go.Figure):
+        figure.show(config={"displaylogo": False, "showSendToCloud": False})
+    else:
+        display(Image(png(figure, dpi)))
 
 
 def train_missing(rows: list[tuple[str, Config]]) -> None:

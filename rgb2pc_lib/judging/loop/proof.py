@@ -23,6 +23,7 @@ from PIL import Image
 
 from rgb2pc_lib.data.files.guarded import read_object
 from rgb2pc_lib.data.files.writing import claim, write_atomic
+from rgb2pc_lib.data.pictures import encoded
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.diffusion import train_diffusion_head
@@ -315,4 +316,4 @@ def _keep_film(folder: Path, unit: Unit, look: str, success: bool, film: list[np
         return
     kept = np.linspace(0, len(film) - 1, _STRIP).round().astype(int)
     thumbs = [np.asarray(Image.fromarray(film[i]).resize((_THUMB, _THUMB))) for i in kept]
-    write_atomic(path, lambda p: Image.fromarray(np.concatenate(thumbs, 1)).save(p, quality=85))
+    write_atomic(path, lambda p: p.write_bytes(encoded(np.concatenate(thumbs, 1), "JPEG", quality=85)))

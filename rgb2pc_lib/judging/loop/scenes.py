@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from rgb2pc_lib.data.clouds import Cloud
-from rgb2pc_lib.data.pictures import decode
+from rgb2pc_lib.data.pictures import decode, encoded
 
 LOOKS = {"fixed": False, "random": True}  # whether camera, light, colours, textures and distractors are drawn anew
 
@@ -69,9 +68,8 @@ class Compression:
         """An image `[H, W, 3]` uint8 as it would be read from disk after recording."""
         if self.tables is None:
             return image
-        data = io.BytesIO()
-        Image.fromarray(image).save(data, "JPEG", qtables=[*map(list, self.tables)], subsampling=self.subsampling)
-        return decode(data.getvalue(), "a frame seen live")
+        tables = [*map(list, self.tables)]
+        return decode(encoded(image, "JPEG", qtables=tables, subsampling=self.subsampling), "a frame seen live")
 
 
 def own_state(seen: Sequence[Seen]) -> np.ndarray:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from rgb2pc_lib.data.pictures import encoded
 
 
 class Repaint:
@@ -50,6 +50,4 @@ def png(picture: np.ndarray | None) -> bytes:
     """A picture `[H, W, 3]` uint8 as the bytes of a PNG file; a grey square where there is none."""
     if picture is None:
         picture = np.full((8, 8, 3), 225, np.uint8)
-    target = io.BytesIO()
-    Image.fromarray(picture).save(target, "png")
-    return target.getvalue()
+    return encoded(picture, "png")

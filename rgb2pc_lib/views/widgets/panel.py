@@ -143,6 +143,10 @@ class TrainingPanel:
     def _begin(self, begin) -> None:
         begin()
         config = self.session.snapshot().settings
+        for (
+            name
+        ) in self.controls:  # a run that is resumed keeps its own settings, wherever sliders were moved meanwhile
+            self.set(name, getattr(config, name))
         self.shown.setdefault(config.save_dir, (config, ()))
         self._draw_runs()
         self._following = self._loop.create_task(self._follow())
@@ -247,11 +251,12 @@ class TrainingPanel:
             legend2={"orientation": "h", "x": 1, "y": -0.18, "xanchor": "right", "yanchor": "top"},
         )  # fmt: skip
         figure.update_xaxes(title_text="training step", title_standoff=6, rangemode="tozero", linecolor="#999999")
-        figure.update_yaxes(title_text="loss", title_standoff=6, col=1)
+        figure.update_yaxes(title_text="loss", title_standoff=6, rangemode="nonnegative", col=1)
         figure.update_yaxes(title_text="R@1", title_standoff=6, rangemode="tozero", col=2)
         figure.update_yaxes(title_text="gate", title_standoff=6, range=[0, 1], col=3)
-        for column in (1, 2):  # plotly draws no axes where there is no trace
-            figure.add_scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip", row=1, col=column)
+        for column, y in ((1, [None, None]), (2, [0, 0.2])):  # plotly draws no axes where there is no trace
+            hidden = {"mode": "markers", "marker": {"opacity": 0}, "showlegend": False, "hoverinfo": "skip"}
+            figure.add_scatter(x=[0, 1], y=y, row=1, col=column, **hidden)
         experts = sorted(self.base.vis_roots)
         self._gates = {}
         for name in experts:

@@ -6,7 +6,7 @@ import torch
 
 from rgb2pc_lib.judging.loop.heads import HeadSettings, Scale, action_error, action_spread, thinned, train_head
 
-SMALL = HeadSettings(steps=400, batch_size=64)
+SMALL = HeadSettings(steps=400, batch_size=64, dropout=0.0)
 
 
 def task(n=400, seed=0):
