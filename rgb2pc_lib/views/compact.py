@@ -85,8 +85,9 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
     """Probes, retrieval and costs of every hop."""
     wide = table.pivot_table(index="measure", columns="hop", values="value", sort=False)
     compacts, experts = compact_hops(table), expert_hops(table)
-    figure = Figure(figsize=(17, 5), layout="constrained")
-    probes, search, cost = figure.subplots(1, 3, width_ratios=[1.9, 1, 0.8])
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    panels = figure.subplot_mosaic([["probes", "probes"], ["search", "cost"]])
+    probes, search, cost = panels.values()
 
     measures, floor = [f"R2 {p}" for p in PROBES if f"R2 {p}" in wide.index], -0.3
     shown = [TEACHER, *experts, FUSED, *compacts]
@@ -99,8 +100,8 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
     for edge in np.arange(len(measures) - 1) + 0.5:
         probes.axvline(edge, color="0.92", lw=1, zorder=0)
     probes.set_xticks(range(len(measures)), [m.removeprefix("R2 ") for m in measures], fontsize=9)
-    probes.set(ylabel=f"within-task R² (values below {floor} drawn there)", title="Linear probes, held-out episodes")
-    probes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+    probes.set(ylabel=f"within-task R² (least drawn: {floor})", title="Linear probes, held-out episodes")
+    probes.legend(fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
 
     names = [FUSED, *compacts]
     for i, hop in enumerate(names):

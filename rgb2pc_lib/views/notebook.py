@@ -36,7 +36,19 @@ def show(figure: Figure | go.Figure, dpi: int = 110) -> None:
     if isinstance(figure, go.Figure):
         figure.show(config={"displaylogo": False, "showSendToCloud": False})
     else:
-        display(Image(png(figure, dpi)))
+        display(Image(png(figure, dpi), alt=described(figure)))
+
+
+def described(figure: Figure) -> str:
+    """What a figure shows, for those who do not see it: its titles, and those of its axes.
+
+    >>> figure = Figure()
+    >>> _ = figure.add_subplot(title="Training loss")
+    >>> described(figure)
+    'Training loss'
+    """
+    axes = [a.get_title() or a.get_ylabel() or a.get_xlabel() for a in figure.axes]
+    return "; ".join(dict.fromkeys(filter(None, [figure.get_suptitle(), *axes])))
 
 
 def train_missing(rows: list[tuple[str, Config]]) -> None:

@@ -20,6 +20,7 @@ from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.judging.probes import PROBES
 from rgb2pc_lib.judging.rivals import CONCATENATED
 from rgb2pc_lib.judging.verdicts import APART, SHUFFLED, TEACHER, gap_closed, mean_table, rivals_of
+from rgb2pc_lib.views.paper import column_width
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the teacher is black, the control grey.
 _MODELS = {TEACHER: "#000000", "moe": "#d55e00", "weighted": "#0072b2", CONCATENATED: "#8a6d3b", SHUFFLED: "#999999"}
@@ -53,13 +54,17 @@ def png(figure: Figure, dpi: int) -> bytes:
 
 
 def save_figure(figure: Figure, name: str, folder: Path, **made_with) -> Path:
-    """Write `<name>.png`, `<name>.svg` and `<name>.json` (commit, library versions, and whatever made it).
+    """Write `<name>.png`, `.svg`, `.pdf` and `.json` (commit, library versions, and whatever made it).
+
+    The PDF is for a paper: as wide as a page's text, with letters that can be read there (`views.paper`).
 
     >>> save_figure(figure, "judgement", RUNS / "figures", runs=["runs/judge/moe-seed0"], seeds=3)  # doctest: +SKIP
     """
     write_atomic(folder / f"{name}.png", lambda p: p.write_bytes(png(figure, 150)))
     with matplotlib.rc_context({"svg.hashsalt": name}):
         write_atomic(folder / f"{name}.svg", partial(figure.savefig, bbox_inches="tight", metadata={"Date": None}))
+    with column_width(figure):
+        write_atomic(folder / f"{name}.pdf", partial(figure.savefig, format="pdf", metadata={"CreationDate": None}))
     about = {"figure": name, "commit": commit(), "matplotlib": matplotlib.__version__, **made_with}
     text = json.dumps(about, indent=2, default=str) + "\n"
     write_atomic(folder / f"{name}.json", lambda p: p.write_text(text, encoding="utf-8"))
@@ -80,17 +85,17 @@ def judgement_figure(long: pd.DataFrame, episodes: pd.DataFrame | None = None) -
     table = mean_table(long)
     experts = [m.removesuffix(" only") for m in table.index if m.endswith(" only")]
     measures = [f"R2 {p}" for p in PROBES if f"R2 {p}" in table]
-    figure = Figure(figsize=(15 if measures else 9, 5.6), layout="constrained")
-    panels = figure.subplots(1, 3 if measures else 2, width_ratios=[1.3, 1, 1][-3 if measures else -2 :])
+    figure = Figure(figsize=(11, 8.6 if measures else 4.4), layout="constrained")
+    panels = figure.subplot_mosaic([["probes", "probes"]] * bool(measures) + [["search", "gaps"]])
     if measures:
-        _probes_panel(panels[0], table, measures, experts)
-    _search_panel(panels[-2], long, experts)
+        _probes_panel(panels["probes"], table, measures, experts)
+    _search_panel(panels["search"], long, experts)
     closed = gap_closed(long, episodes=episodes)
     wanted = [m for m in (*measures, *_FOUND) if m in set(closed["measure"])]
     over = "seeds and episodes" if episodes is not None and len(episodes) else "seeds"
-    _gaps_panel(panels[-1], closed[closed["measure"].isin(wanted)], experts)
-    panels[-1].set_title(f"Gap closed, 95 % interval over {over}")
-    for axes in panels:
+    _gaps_panel(panels["gaps"], closed[closed["measure"].isin(wanted)], experts)
+    panels["gaps"].set_title(f"Gap closed, 95 % over {over}")
+    for axes in panels.values():
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -111,9 +116,9 @@ def _probes_panel(axes: Axes, table: pd.DataFrame, measures: list[str], experts:
     for edge in np.arange(len(measures) - 1) + 0.5:
         axes.axvline(edge, color="0.92", lw=1, zorder=0)
     axes.set_xticks(range(len(measures)), [m.removeprefix("R2 ") for m in measures])
-    axes.set(ylabel=f"within-task R² (values below {floor} drawn there)", title="Linear probes, held-out episodes")
-    axes.set(ylim=(floor - 0.04, 1.02))
-    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+    axes.set(ylabel=f"within-task R² (least drawn: {floor})", title="Linear probes, held-out episodes")
+    axes.set(ylim=(floor - 0.04, 1.02), xlim=(-0.5, len(measures) - 0.5))
+    axes.legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
 
 
 def _search_panel(axes: Axes, long: pd.DataFrame, experts: list[str]) -> None:
@@ -132,7 +137,7 @@ def _search_panel(axes: Axes, long: pd.DataFrame, experts: list[str]) -> None:
     axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     axes.set_yticks(range(len(students)), students)
     axes.set(xlim=(-0.03, 1.03), ylim=(len(students) - 0.5, -0.6), title="The own cloud found from RGB, held out")
-    axes.set(xlabel=f"share of held-out steps (bars: range over {seeds} seeds)")
+    axes.set(xlabel=f"share of held-out steps (bars: {seeds} seeds)")
 
 
 def _gaps_panel(axes: Axes, closed: pd.DataFrame, experts: list[str]) -> None:
@@ -148,6 +153,6 @@ def _gaps_panel(axes: Axes, closed: pd.DataFrame, experts: list[str]) -> None:
     axes.set_yticks(range(len(wanted)), [m.removeprefix("R2 ") for m in wanted])
     axes.invert_yaxis()
     lines = {said: ", ".join(m.removeprefix("R2 ") for m in there.index[there == said]) for said in ("no", APART)}
-    words = {"no": "no gap to close", APART: "whether there is a gap is not told apart"}
+    words = {"no": "no gap", APART: "a gap is not told apart"}
     axes.set_xlabel("\n".join(["0 = best rival, 1 = teacher", *(f"{words[k]}: {v}" for k, v in lines.items() if v)]))
     axes.legend(fontsize=8, loc="best")

@@ -85,6 +85,7 @@ def test_start_stop_resume_by_clicks(left, tmp_path):
         b["resume"].click()
         await until(lambda: "finished" in panel.status.value)
         assert panel.bar.value == panel.bar.max == 200 and drawn(panel, "R@1") == {"moe": 20}
+        assert panel.controls["steps"].value == 200  # and they show its settings again
         return Run(panel.session.snapshot().config.folder)
 
     run = drive()
