@@ -176,7 +176,7 @@ class TrainingPanel:
         self._draw_runs()
 
     def _say(self, state: str, text: str = "") -> None:
-        tint = {"failed": "#b3261e", "finished": "#1b6e3c", "stopped": "#8a5a00"}.get(state, "#333333")
+        tint = {"failed": "#b3261e", "finished": "#1b6e3c", "stopped": "#8a5a00"}.get(state, "inherit")
         said = f"<b style='color:{tint}'>{html.escape(state)}</b> {html.escape(text)}"
         self.status.value = f"<span style='line-height:1.5; white-space:normal'>{said}</span>"
 
@@ -229,7 +229,10 @@ class TrainingPanel:
         doing = widgets.HBox([*self.buttons.values(), self.bar], layout=widgets.Layout(margin="6px 0 0 0"))
         self.view = widgets.VBox(
             [
-                widgets.HBox([widgets.VBox(c, layout=widgets.Layout(flex="1 1 0")) for c in columns]),
+                widgets.HBox(
+                    [widgets.VBox(c, layout=widgets.Layout(flex="1 1 300px")) for c in columns],
+                    layout=widgets.Layout(flex_flow="row wrap"),
+                ),
                 doing,
                 self.status,
                 self.figure,
@@ -302,7 +305,7 @@ class TrainingPanel:
             self.figure.layout.annotations[2].text = f"Mean gates<br><span style='font-size:12px'>{name}</span>"
 
     def _show_command(self) -> None:
-        look = "background:#f5f5f5; padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "
+        look = "background:#f5f5f5; color:#222222; padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "
         look += "white-space:pre-wrap; word-break:normal; overflow-x:auto"
         words = (f"<span style='white-space:nowrap'>{html.escape(word)}</span>" for word in self.command().split(" "))
         self.commandline.value = (
