@@ -100,7 +100,9 @@ def judgement_figure(long: pd.DataFrame, episodes: pd.DataFrame | None = None) -
     return figure
 
 
-def _probes_panel(axes: Axes, table: pd.DataFrame, measures: list[str], experts: list[str], floor: float = -0.3):
+def _probes_panel(
+    axes: Axes, table: pd.DataFrame, measures: list[str], experts: list[str], floor: float = -0.3
+) -> None:
     shown = [TEACHER, "moe", "weighted", CONCATENATED, *experts, SHUFFLED]
     for i, model in enumerate(shown):
         x = np.arange(len(measures)) + (i - (len(shown) - 1) / 2) * 0.09
