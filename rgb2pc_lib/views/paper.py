@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.collections import Collection, PathCollection
@@ -43,14 +44,14 @@ def column_width(figure: Figure) -> Iterator[None]:
 
 def _sizes(artist: Artist, scale: float) -> list[tuple[str, object]]:
     if isinstance(artist, Text):
-        return [("fontsize", max(LEAST, artist.get_fontsize() * scale))]
+        return [("fontsize", max(LEAST, float(artist.get_fontsize()) * scale))]
     if isinstance(artist, Line2D):
         return [("linewidth", artist.get_linewidth() * scale), ("markersize", artist.get_markersize() * scale)]
     if isinstance(artist, PathCollection):
         return [("sizes", artist.get_sizes() * scale**2)]
-    if isinstance(artist, Collection):
-        return [("linewidth", artist.get_linewidth() * scale)]
-    return [("linewidth", artist.get_linewidth() * scale)] if isinstance(artist, Patch) else []
+    return (
+        [("linewidth", np.multiply(artist.get_linewidth(), scale))] if isinstance(artist, (Collection, Patch)) else []
+    )
 
 
 def save_table(table: pd.DataFrame, name: str, folder: Path, digits: int = 3) -> Path:
