@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -93,7 +95,7 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
     shown = [TEACHER, *experts, FUSED, *compacts]
     for i, hop in enumerate(shown):
         x = np.arange(len(measures)) + (i - (len(shown) - 1) / 2) * 0.1
-        big = {"s": 34, "marker": "D", "alpha": 0.7} if hop in experts else {"s": 75, "marker": "o"}
+        big: dict[str, Any] = {"s": 34, "marker": "D", "alpha": 0.7} if hop in experts else {"s": 75, "marker": "o"}
         label = f"{hop}, pooled" if hop in experts else hop
         probes.scatter(x, wide.loc[measures, hop].clip(floor), color=hop_colour(hop, table), label=label, **big)
     probes.axhline(0, color="0.8", lw=1, zorder=0)
@@ -109,7 +111,7 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
             value = wide.at[measure, hop]
             search.plot(value, i, marker, ms=9, color=hop_colour(hop, table))
             above = measure != "R@10"  # it stands close to R@5
-            place = {"va": "bottom" if above else "top", "ha": "center", "fontsize": 8}
+            place: dict[str, Any] = {"va": "bottom" if above else "top", "ha": "center", "fontsize": 8}
             search.text(value, i + (-0.14 if above else 0.16), f"{value:.2f}", **place)
     for measure, marker in (("R@1", "o"), ("R@5", "s"), ("R@10", "^")):
         search.plot([], [], marker, color="0.3", label=measure)

@@ -7,6 +7,7 @@ import json
 import subprocess
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -86,7 +87,8 @@ def judgement_figure(long: pd.DataFrame, episodes: pd.DataFrame | None = None) -
     experts = [m.removesuffix(" only") for m in table.index if m.endswith(" only")]
     measures = [f"R2 {p}" for p in PROBES if f"R2 {p}" in table]
     figure = Figure(figsize=(11, 8.6 if measures else 4.4), layout="constrained")
-    panels = figure.subplot_mosaic([["probes", "probes"]] * bool(measures) + [["search", "gaps"]])
+    where: list[Any] = [["probes", "probes"]] * bool(measures) + [["search", "gaps"]]
+    panels = figure.subplot_mosaic(where)
     if measures:
         _probes_panel(panels["probes"], table, measures, experts)
     _search_panel(panels["search"], long, experts)
@@ -108,7 +110,7 @@ def _probes_panel(
         x = np.arange(len(measures)) + (i - (len(shown) - 1) / 2) * 0.09
         big = model in (TEACHER, "moe", "weighted")
         label = f"{model}, pooled" if model in experts else model
-        style = {"s": 70, "marker": "o"} if big else {"s": 32, "marker": "D"}
+        style: dict[str, Any] = {"s": 70, "marker": "o"} if big else {"s": 32, "marker": "D"}
         axes.scatter(x, table.loc[model, measures].clip(floor), color=colour(model, experts), label=label, **style)
     best = {i: rivals.max() for i, m in enumerate(measures) if len(rivals := rivals_of(table, m))}
     for n, (i, value) in enumerate(best.items()):
