@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the same for checkers and editors, which run nothing
     from rgb2pc_lib.deploy.compress import train_compact as train_compact
     from rgb2pc_lib.deploy.embed import Embedder as Embedder
     from rgb2pc_lib.deploy.embed import embed_packs as embed_packs
+    from rgb2pc_lib.deploy.policy import PolicyBackbone as PolicyBackbone
     from rgb2pc_lib.deploy.share import share as share
     from rgb2pc_lib.errors import InputError as InputError
     from rgb2pc_lib.judging.evaluate import judge as judge
@@ -45,6 +46,7 @@ _HOMES = {
     "deploy.embed": ["Embedder", "embed_packs"],
     "deploy.compact": ["CompactConfig", "CompactRun"],
     "deploy.compress": ["train_compact", "export_run"],
+    "deploy.policy": ["PolicyBackbone"],
     "deploy.share": ["share"],
     "judging.evaluate": ["judged_config", "line_up", "judge"],
     "judging.verdicts": ["gap_closed", "verdict"],

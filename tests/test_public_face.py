@@ -37,7 +37,7 @@ METHODS = {  # what users call beside the names themselves
     "Config": ["with_workspace", "command", "changes", "from_json"],
     "Run": ["open", "holds", "metrics", "student", "embeddings"],
     "CompactRun": ["compact"],
-    "Embedder": ["from_run", "__call__"],
+    "Embedder": ["from_run", "__call__", "stream"],
 }
 
 

@@ -68,7 +68,8 @@ def write_pack(root, task, episode, names, tokens, window=4, stride=1, dtype=tor
     paths = [[f"C:\\elsewhere\\{episode}\\{n}.png" for n in names[s : s + window]] for s in starts]
     path = root / task / f"{episode}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"per_frame_features": features, "frame_paths": paths, "meta": {"window_size": window} | meta}, path)
+    meta = {"window_size": window, "look_ahead": 0} | meta  # copies of a frame are the same, whatever its window
+    torch.save({"per_frame_features": features, "frame_paths": paths, "meta": meta}, path)
     return path
 
 

@@ -6,22 +6,30 @@
 An .npz holds the arrays `names` and `embeddings` [n, E]; a .parquet the columns `name` and `embedding`. A frame of a
 video is named FILE#000012, counted from 0. A frame with a fault does not stop the others: all faults are listed at the
 end and in OUT.faults.txt, and the exit status is 2.
+
+    python tools/embed.py runs/compact-resnet18-seed0 --profile
+
+says what a frame costs live: milliseconds, frames a second, memory, and the share of each expert.
 """
 
 import argparse
 import sys
+from itertools import islice
 from pathlib import Path
 
 from rgb2pc_lib import Embedder, InputError
 from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.deploy.embed import embed_frames, save_embeddings
+from rgb2pc_lib.deploy.frames import read_frames
+from rgb2pc_lib.deploy.profile import profile
 
 
 def main(argv=None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, help="folder of a finished run or of a compact student")
-    p.add_argument("frames", type=Path, nargs="+", help="images, folders of images, or videos")
-    p.add_argument("--out", type=Path, required=True, help="file to write, .npz or .parquet")
+    p.add_argument("frames", type=Path, nargs="*", help="images, folders of images, or videos")
+    p.add_argument("--out", type=Path, help="file to write, .npz or .parquet")
+    p.add_argument("--profile", action="store_true", help="print what a frame costs, of noise or of the frames given")
     p.add_argument("--every", type=int, default=1, metavar="N", help="of a video every N-th frame (default: 1)")
     p.add_argument("--batch", type=int, default=8, help="frames embedded at a time (default: 8)")
     p.add_argument("--weights", nargs="+", default=[], metavar="NAME=PATH",
@@ -32,7 +40,16 @@ def main(argv=None) -> int:
         weights = dict(text.split("=", 1) for text in a.weights if "=" in text)
         if len(weights) < len(a.weights):
             raise InputError(f"--weights: expected NAME=PATH, found {' '.join(a.weights)}")
+        if a.profile:
+            frames = [image for _, _, image in islice(read_frames(a.frames), 32)] if a.frames else []
+            table = profile(a.run, a.device, weights, frames)
+            print(table.to_string(index=False, float_format=lambda v: f"{v:.2f}", na_rep=""))
+            return 0
+        if not a.frames or not a.out:
+            raise InputError("expected frames to embed and --out FILE to write, or --profile; name them")
         embedder = Embedder.from_run(a.run, a.device, weights)
+        if embedder.look_ahead:
+            print(f"embed: {embedder.name}: {embedder.look_ahead}", file=sys.stderr)
         names, embeddings = embed_frames(embedder, a.frames, a.every, a.batch, faults=faults)
         save_embeddings(a.out, names, embeddings)
     except (InputError, OSError) as e:

@@ -2,7 +2,11 @@
 
     python tools/extract_features.py --encoder xfeat simdepth --workspace data/sample.toml
     python tools/extract_features.py --encoder vggt --weights vggt=VGGT-1B/model.safetensors --device cuda
+    python tools/extract_features.py --encoder vggt --weights vggt=VGGT-1B/model.safetensors --causal --out causal
     torchrun --nproc_per_node=4 tools/extract_features.py --encoder dinov3 vggt --allow_download --device cuda
+
+With --causal no frame sees a later one, as on a robot: a window ends at each frame, and the first frames have shorter
+ones. An expert that sees windows then encodes a frame up to --window times.
 
 Packs go to the folder that the workspace names for each expert. An interrupted extraction continues where it stopped.
 An episode with a fault does not stop the others: all faults are listed at the end and in faults.txt beside the packs,
@@ -51,6 +55,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="only these tasks (default: all)")
     p.add_argument("--window", type=positive, default=8, help="frames per window (default: 8)")
     p.add_argument("--stride", type=positive, default=8, help="frames between windows, at most --window (default: 8)")
+    p.add_argument("--causal", action="store_true", help="a window ends at each frame, as live; --stride is then 1")
     p.add_argument("--dtype", choices=sorted(DTYPES), default="fp16", help="of the stored tokens (default: fp16)")
     p.add_argument("--batch", type=positive, default=8, help="frames at a time, fewer if they do not fit (default: 8)")
     p.add_argument("--device", default="cpu", help="cpu, cuda (the own card of each process) or cuda:N (default: cpu)")
@@ -85,7 +90,7 @@ def main(argv=None) -> int:
         weights = dict(args.weights)
         if not args.dry_run:  # all of them, before hours of work
             paths = {n: locate_weights(n, weights.get(n), args.allow_download) for n in args.encoder}
-        layout = dict(window=args.window, stride=args.stride, dtype=args.dtype)
+        layout = dict(window=args.window, stride=args.stride, causal=args.causal, dtype=args.dtype)
         layout |= dict(tasks=args.tasks, exclude=workspace.exclude)
         outs = {n: args.out / f"features_{n}" if args.out else workspace.only(n).experts[n] for n in args.encoder}
         if args.dry_run:

@@ -16,7 +16,7 @@ from pathlib import Path
 from rgb2pc_lib import InputError, Run, Workspace, gap_closed, judge, judged_config, line_up
 from rgb2pc_lib.data.workspace import SAMPLE, home
 from rgb2pc_lib.judging.verdicts import advice, answer, mean_table
-from rgb2pc_lib.learning.runs import left_out_words
+from rgb2pc_lib.learning.runs import left_out_words, look_ahead_words
 from rgb2pc_lib.views.notebook import train_missing
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         rows = line_up(config, a.seeds, a.out)
         train_missing(rows)
         judged = judge(config, rows)
-        left_out = left_out_words(Run.open(rows[0][1].folder).summary)
+        summary = Run.open(rows[0][1].folder).summary
+        said = " ".join(filter(None, [left_out_words(summary), look_ahead_words(summary)]))
     except InputError as e:
         print(f"judge: {e}", file=sys.stderr)
         return 2
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     closed.to_csv(a.out / "gap_closed.csv", index=False)
     student = judged.long.loc[judged.long["model"].isin(("moe", "weighted")), "model"].iloc[0]
     print("", answer(judged.long, student, judged.episodes), advice(judged.long), sep="\n")
-    print(f"\nHeld-out episodes, mean over {a.seeds} seeds (R2 within task; cm: median error). {left_out}\n")
+    print(f"\nHeld-out episodes, mean over {a.seeds} seeds (R2 within task; cm: median error). {said}\n")
     table = mean_table(judged.long)
     shown = [m for m in table.index if not m.endswith(" PCs") or m in set(closed["best rival"])]  # all are in the CSV
     print(table.loc[shown].T.to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))

@@ -12,6 +12,7 @@ import sys
 
 from rgb2pc_lib import CompactRun, InputError, export_run
 from rgb2pc_lib.judging.ledger import advantage_kept, judge
+from rgb2pc_lib.learning.runs import look_ahead_words
 from rgb2pc_lib.views.compact import ledger_figure
 from rgb2pc_lib.views.plots import save_figure
 
@@ -36,6 +37,9 @@ def main(argv=None) -> int:
         print(f"\n{name}: advantage kept = (compact - best expert) / (fused - best expert)\n")
         kept = advantage_kept(ledger, name)
         print(kept.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="no advantage"))
+    for run in runs.values():
+        if ahead := look_ahead_words(run.summary):
+            print(f"\n{run.name}: its fused student was not live. {ahead}")
     made = {name: os.path.relpath(run.folder) for name, run in runs.items()}
     beside = next(iter(runs.values())).folder.parent
     print("\nfigure:", os.path.relpath(save_figure(ledger_figure(table), "compact", beside, runs=made)))

@@ -41,13 +41,15 @@ def usable(pairing: Pairing) -> Samples:
 _COUNTS = ("episodes", "steps", "channels")  # the total row has none
 
 
-def pack_sizes(pairing: Pairing) -> pd.DataFrame:
-    """What the packs weigh, one row per expert and "total", from their headers alone (GB = 1e9 bytes).
+def pack_sizes(pairing: Pairing, copy: str = "middle") -> pd.DataFrame:
+    """What the packs hold and weigh, one row per expert and "total", from their headers alone (GB = 1e9 bytes).
 
-    Columns: episodes, steps, copies (of a step, on average), grid, channels, dtype, "MB a step", "file GB" (all copies)
-    and "memory GB" (one copy of every step: what a token store in memory needs).
+    Columns: episodes, steps, copies (of a step, on average), grid, channels, dtype, "frames ahead" (how many later
+    frames a frame's tokens have seen, in the copies of that policy), "MB a step", "file GB" (all copies) and "memory
+    GB" (one copy of every step: what a token store in memory needs).
     """
     rows: dict[str, dict[str, Any]] = {}
+    ahead = pairing.look_ahead(copy)
     for name, packs in pairing.packs.items():
         if not packs:
             continue
@@ -61,6 +63,7 @@ def pack_sizes(pairing: Pairing) -> pd.DataFrame:
             "grid": " or ".join(sorted({f"{p.grid[0]} x {p.grid[1]}" for p in packs.values()})),
             "channels": first.channels,
             "dtype": str(first.dtype).removeprefix("torch."),
+            "frames ahead": f"{ahead[name].mean:.1f}, at most {ahead[name].most}" if ahead[name].most else "none",
             "MB a step": sum(frame.values()) / len(frame) / 1e6,
             "file GB": sum(_bytes_on_disk(p.path) for p in packs.values()) / 1e9,
             "memory GB": sum(frame[key] * len(p.copies) for key, p in packs.items()) / 1e9,

@@ -11,9 +11,10 @@ import functools
 import os
 import pickle
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ Shape = tuple[int, int, int, int, int]
 KEY = "per_frame_features"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 COPIES = ("middle", "last", "random")  # which of the up to T copies of a frame is used
+WINDOWED = ("vggt", "da3", "depth_anything_3", "depth-anything-3")  # experts known to see a window as a whole
+SINGLE = ("croco", "dino", "efficientnet", "xfeat", "disk", "daisy", "simdepth")  # and those known to see one frame
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 2020 begin
 
 # Numpy arrays and numbers inside a torch file are data, not code: the names their pickles need, old and new.
@@ -83,6 +86,8 @@ class FeaturePack:
     box: Box  # x0, y0, x1, y1: part of the image the grid covers, as fractions
     meta: dict[str, Any]
     doubt: str = ""  # why the box is only assumed, where it is
+    ahead: np.ndarray = field(default_factory=lambda: np.zeros((1, 1), int))  # [W, T] frames seen after a copy's own
+    ahead_told: bool = True  # else assumed, by `frames_ahead`
 
     @classmethod
     def open(cls, path: str | Path, expert: str = "", raw_size: tuple[int, int] | None = None) -> FeaturePack:
@@ -122,9 +127,10 @@ class FeaturePack:
         try:
             box, doubt = token_box(meta, shape[2:4], expert, raw_size), box_doubt(meta, shape[2:4], expert, raw_size)
             _same_shape(meta, shape)
+            ahead, told = frames_ahead(meta, shape[:2], expert)
         except InputError as e:
             raise InputError(f"{path}: {e}") from None
-        return cls(path, source, shape, dtype, copies, box, meta, doubt)
+        return cls(path, source, shape, dtype, copies, box, meta, doubt, ahead, told)
 
     @property
     def steps(self) -> list[str]:
@@ -242,6 +248,92 @@ def choose(places: list[tuple[int, int]], copy: str, frames: int) -> tuple[int, 
     """The place whose frame is nearest the middle of its window of T `frames`, or the last in its window."""
     middle = (frames - 1) / 2
     return min(places, key=lambda p: -p[1] if copy == "last" else abs(p[1] - middle))
+
+
+# -- what a robot could not have seen
+
+
+class LookAhead(NamedTuple):
+    """How an expert's packs were cut, and how many frames after its own a frame's features have seen: 0 is causal."""
+
+    mean: float  # over all frames
+    most: int
+    told: bool  # whether every pack says it; else it is what `frames_ahead` assumes
+    window: int  # frames seen at once
+    stride: int  # frames from one window to the next, 0 where the packs do not say it
+    causal: bool  # whether every window ends at its frame
+
+
+def look_ahead(packs: Collection[FeaturePack], copy: str = "middle") -> LookAhead:
+    """That of one expert's packs, at the copies that a policy chooses ("random": over all of them).
+
+    >>> look_ahead([pack], "last")  # windows of 4 frames, one frame apart, of an expert that sees single frames
+    LookAhead(mean=0.0, most=0, told=True, window=4, stride=0, causal=False)
+    """
+    seen: dict[tuple[int, bytes], list[int]] = {}  # packs whose frames have the same names share their copies
+    for pack in packs:
+        if (key := (id(pack.copies), pack.ahead.tobytes())) not in seen:
+            seen[key] = _seen_ahead(pack, copy)
+    every = [n for pack in packs for n in seen[id(pack.copies), pack.ahead.tobytes()]]
+    windows = [_whole(p.meta, "windows_of") or _whole(p.meta, "window_size") or p.shape[1] for p in packs]
+    strides = {_whole(pack.meta, "stride") or 0 for pack in packs}
+    return LookAhead(
+        float(np.mean(every)), max(every), all(pack.ahead_told for pack in packs), max(windows),
+        strides.pop() if len(strides) == 1 else 0, all(pack.meta.get("causal") is True for pack in packs),
+    )  # fmt: skip
+
+
+def _seen_ahead(pack: FeaturePack, copy: str) -> list[int]:
+    if not pack.ahead.any():
+        return [0] * len(pack.copies)
+    if copy == "random":
+        return [int(pack.ahead[place]) for places in pack.copies.values() for place in places]
+    return [int(pack.ahead[choose(places, copy, pack.shape[1])]) for places in pack.copies.values()]
+
+
+def frames_ahead(meta: dict[str, Any], shape: tuple[int, int], expert: str = "") -> tuple[np.ndarray, bool]:
+    """How many frames after its own each copy of a frame has seen, `[W, T]`, and whether that is known.
+
+    `look_ahead` in meta says it: a whole number, T numbers (by the place in a window), or W lists of T. Without it
+    experts are taken at their name: `SINGLE` ones see no frame but their own, `WINDOWED` ones their window as a whole.
+    Of any other the latter is assumed, and of packs with one copy of each frame the worst, `windows_of` - 1.
+    Raises InputError for other numbers.
+
+    >>> frames_ahead({"model_name": "VGGT"}, (1, 3))
+    (array([[2, 1, 0]]), True)
+    """
+    if "look_ahead" in meta:
+        try:
+            told = np.array(meta["look_ahead"])
+            if told.dtype.kind not in "iu" or (told < 0).any():
+                raise ValueError
+            return np.broadcast_to(told, shape), True
+        except ValueError:
+            raise InputError(
+                f"expected 'look_ahead' in meta as a whole number, {shape[1]} of them or {shape[0]} lists of "
+                f"{shape[1]}, found {str(meta['look_ahead'])[:40]}; correct it, or leave it out"
+            ) from None
+    name = f"{meta.get('model_name', '')} {expert}"
+    if sees_single_frames(name):
+        return np.zeros(shape, int), True
+    if shape[1] == 1:
+        kept_of = _whole(meta, "windows_of") or 1
+        return np.full(shape, kept_of - 1), kept_of == 1
+    return np.broadcast_to(np.arange(shape[1])[::-1], shape), _windowed(name)
+
+
+def sees_single_frames(name: str) -> bool:
+    """Whether an expert is known, by its name, to look at every frame by itself."""
+    return not _windowed(name) and any(known in name.lower() for known in SINGLE)
+
+
+def _windowed(name: str) -> bool:
+    return any(known in name.lower() for known in WINDOWED)
+
+
+def _whole(meta: dict[str, Any], name: str) -> int | None:
+    value = meta.get(name)
+    return value if isinstance(value, int) and value > 0 else None
 
 
 # -- reading files

@@ -18,7 +18,7 @@ from torch import nn
 
 from rgb2pc_lib.data.listing import IMAGES, first, natural_key, timeline
 from rgb2pc_lib.data.pack_index import PackIndex
-from rgb2pc_lib.data.packs import FeaturePack, list_packs
+from rgb2pc_lib.data.packs import FeaturePack, LookAhead, list_packs, look_ahead
 from rgb2pc_lib.data.pictures import image_size
 from rgb2pc_lib.data.teacher import TeacherFile, list_teacher, teacher_table
 from rgb2pc_lib.data.workspace import Workspace
@@ -60,6 +60,10 @@ class Pairing:
         sources = [*self.experts, "teacher"]
         counts = self.table[sources].apply(pd.Series.value_counts).fillna(0).astype(int)
         return counts.T.reindex(sources)
+
+    def look_ahead(self, copy: str = "middle") -> dict[str, LookAhead]:
+        """Expert -> how many frames after its own a frame's features have seen, in the copies that are used."""
+        return {name: look_ahead(packs.values(), copy) for name, packs in self.packs.items() if packs}
 
     @property
     def channels(self) -> dict[str, int]:

@@ -94,6 +94,11 @@ def decode(data: bytes, what: str) -> np.ndarray:
         raise InputError(f"{what}: expected an encoded image (JPEG or PNG), found: {e or type(e).__name__}") from None
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """RGB pixels `[H, W, 3]` uint8 of an image of Pillow's, by the rules above. Raises InputError for 32 bits."""
+    return _pixels(image)
+
+
 def as_rgb(pixels: np.ndarray, what: str) -> np.ndarray:
     """RGB `[H, W, 3]` uint8 of pixels that come as an array: grey, RGB or RGBA, their numbers by the rule for colours.
 

@@ -25,6 +25,7 @@ from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
 from rgb2pc_lib.deploy.export import OPSET, export_onnx, parity
 from rgb2pc_lib.deploy.frames import frame_cache
+from rgb2pc_lib.deploy.policy import save_torchvision
 from rgb2pc_lib.deploy.targets import Targets, more_targets, own_targets
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import ranks
@@ -34,7 +35,7 @@ from rgb2pc_lib.learning.metrics import agreement, retrieval
 from rgb2pc_lib.learning.objective import embedding_loss
 from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device, refuse_few_negatives
-from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.learning.runs import Run, sights
 from rgb2pc_lib.learning.train import Progress, begin, follow
 
 
@@ -217,6 +218,7 @@ def _finish(run: CompactRun, config: CompactConfig, network: Compact, fused: Run
         "n_train": int((~data.held_out).sum()),
         "n_more": len(data.files) - len(own),
         "n_held_out": int(h.sum()),
+        "look_ahead": {name: sight._asdict() for name, sight in sights(fused.summary).items() if sight},
         "held-out": {**retrieval(embedding[h], stored["student"][h]), **agreement(embedding[h], stored["student"][h])},
     }
     write_atomic(run.file("summary.json"), lambda p: p.write_text(json.dumps(summary, indent=2), encoding="utf-8"))
@@ -225,6 +227,7 @@ def _finish(run: CompactRun, config: CompactConfig, network: Compact, fused: Run
 def export_run(run: CompactRun, limit: float = 1e-4) -> dict[str, float]:
     """Export into the run's own folder and check the file on real held-out frames; the parity is kept in `onnx.json`.
 
+    Of a ResNet the weights are left there too under torchvision's names, `torchvision.pth`.
     Raises InputError when file and network differ by more than `limit` relative, and when a package is missing.
 
     >>> found = export_run(compact)
@@ -239,4 +242,6 @@ def export_run(run: CompactRun, limit: float = 1e-4) -> dict[str, float]:
         path.unlink()
         raise InputError(f"{path}: differs from the network by {found['relative']:.1e} relative (limit {limit:.0e})")
     write_atomic(run.file("onnx.json"), lambda p: p.write_text(json.dumps(found, indent=2), encoding="utf-8"))
+    if run.config.backbone.startswith("resnet"):
+        save_torchvision(network, run.file("torchvision.pth"))
     return found

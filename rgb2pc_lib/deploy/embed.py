@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,21 +15,22 @@ from tqdm import tqdm
 
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.geometry import Layout
-from rgb2pc_lib.data.packs import choose
+from rgb2pc_lib.data.packs import LookAhead, choose
 from rgb2pc_lib.data.pairing import OK, Pairing, Samples, pair, refuse_broken
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice
 from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.frames import in_batches, read_frames, resized
-from rgb2pc_lib.encoders.encode import encode, windows
+from rgb2pc_lib.deploy.lookup import at_places
+from rgb2pc_lib.deploy.stream import Live, Stream, ThroughExperts, ThroughPixels
+from rgb2pc_lib.encoders.encode import encode, kept
 from rgb2pc_lib.encoders.images import ImageEncoder, load_encoder
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.prepare import pick_device
-from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.learning.runs import Run, look_ahead_words, sights
 
 
 def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[pd.DataFrame, np.ndarray]:
@@ -62,6 +63,14 @@ def every_step(pairing: Pairing) -> Samples:
     return Samples(pairing, rows, dict.fromkeys(pairing.experts, rows), np.full_like(rows, -1))
 
 
+class Cut(NamedTuple):
+    """How an episode is cut into windows, for an expert that sees several frames together."""
+
+    window: int = 8  # frames seen at once
+    stride: int = 8  # frames from one window to the next
+    causal: bool = False  # a window ends at each frame
+
+
 @dataclass(frozen=True)
 class Embedder:
     """RGB frames in, embeddings out: through the run's own experts and its student, or through a compact student.
@@ -77,17 +86,20 @@ class Embedder:
     name: str  # of the run
     forward: Callable[[np.ndarray], torch.Tensor]  # images [B, H, W, 3] uint8 -> [B, E]
     together: bool = False  # an expert sees several frames: give all frames of an episode at once, in order
+    live: Live | None = None  # the same of what has been seen up to now
+    look_ahead: str = ""  # what the run saw of the future, in a sentence; nothing where it is as it will be live
 
     @classmethod
     def from_run(
         cls, run: Run | CompactRun | str | Path, device: str = "auto", weights: dict[str, str | Path] | None = None,
-        window: int = 8, stride: int = 8,
+        window: int = 0, stride: int = 0,
     ) -> Embedder:  # fmt: skip
         """An embedder of a finished run.
 
         Args:
             weights: expert -> its official file or folder, for experts that do not bring their own.
-            window: frames seen at once by experts that see several together, as their packs were extracted.
+            window: frames seen at once by experts that see several together (0: as the run's packs were extracted, or
+                8 where it does not say).
             stride: frames from one window to the next, likewise.
 
         Raises InputError when the folder holds no finished run, or an expert has no encoder or no weights here.
@@ -97,12 +109,35 @@ class Embedder:
         """
         run, on, weights = open_run(run), pick_device(device), weights or {}
         if isinstance(run, CompactRun):
-            return cls(run.name, partial(_through_pixels, run.compact().to(on)))
-        student, _ = run.student()
+            if ahead := run.finished and look_ahead_words(run.summary):
+                tell(f"{run.name}: sees one frame, but the fused student that it learned from was not live. {ahead}")
+            pixels = ThroughPixels(run.compact().to(on))
+            return cls(run.name, partial(_through_pixels, pixels.network), live=pixels)
+        student, summary = run.student()[0].to(on), run.summary
         encoders = {name: load_encoder(name, str(on), weights.get(name)) for name in student.experts}
-        together = any(encoder.together for encoder in encoders.values())
-        through = partial(_through_experts, student.to(on), encoders, run.config.frame_copy, window, stride)
-        return cls(run.name, through, together)
+        cuts = {name: _cut(sight, window, stride) for name, sight in sights(summary).items() if name in encoders}
+        together = {name: cut for name, cut in cuts.items() if encoders[name].together}
+        through = partial(_through_experts, student, encoders, run.config.frame_copy, together)
+        live = ThroughExperts(student, encoders, {name: cut.window for name, cut in together.items()})
+        return cls(run.name, through, bool(together), live, look_ahead_words(summary))
+
+    def stream(self, cameras: int | None = None) -> Stream:
+        """Frames one at a time, as they come from a camera, or from so many at once: see `Stream`.
+
+        The numbers are those of packs extracted with --causal. Raises InputError for a run that was trained with a view
+        of the future, which a camera does not give.
+
+        >>> stream = Embedder.from_run(compact).stream()
+        >>> stream(np.zeros((120, 160, 3), np.uint8)).embedding.shape
+        (16,)
+        >>> stream.reset()  # before the next episode
+        """
+        if self.look_ahead or self.live is None:
+            raise InputError(
+                f"{self.name}: {self.look_ahead or 'it has no live view.'} Extract its experts with "
+                "tools/extract_features.py --causal and train again; then it runs on a camera"
+            )
+        return Stream(self.live, cameras)
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -118,47 +153,43 @@ class Embedder:
         return self.forward(images).float().cpu().numpy()
 
 
+def _cut(sight: LookAhead | None, window: int, stride: int) -> Cut:
+    """As a run's packs were cut, where nothing else is asked for."""
+    known = Cut() if sight is None else Cut(sight.window, sight.stride or sight.window, sight.causal)
+    return Cut(window or known.window, stride or known.stride, known.causal)
+
+
 def _through_pixels(network: Compact, images: np.ndarray) -> torch.Tensor:
     small = np.stack([resized(image, network.size) for image in images])
     return network(torch.from_numpy(small).to(network.head.weight.device))
 
 
 def _through_experts(
-    student: Student, encoders: dict[str, ImageEncoder], copy: str, window: int, stride: int, images: np.ndarray
+    student: Student, encoders: dict[str, ImageEncoder], copy: str, cuts: Mapping[str, Cut], images: np.ndarray
 ) -> torch.Tensor:
-    return student(*live_tokens(encoders, images, None, copy, window, stride)).embedding
+    return student(*live_tokens(encoders, images, None, copy, cuts)).embedding
 
 
 def live_tokens(
     encoders: dict[str, ImageEncoder], images: np.ndarray, at: np.ndarray | None = None, copy: str = "middle",
-    window: int = 8, stride: int = 8,
+    cuts: Mapping[str, Cut] = {},  # noqa: B006 (never changed)
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:  # fmt: skip
     """What a batch gathered from packs would hold of frames `[B, H, W, 3]` uint8, up to the packs' rounding.
 
     Returns tokens (expert -> `[B, K, C]`), present `[B, K, M]` and positions `[B, K, 2]`, at the places `at` `[K, 2]`;
     without them at those where steps are embedded (`embedding_lattice` of the finest of these experts' grids).
     """
-    views = {name: encoder.view(*images.shape[1:3]) for name, encoder in encoders.items()}
-    if at is None:
-        at = embedding_lattice(max((view.grid for view in views.values()), key=math.prod))
-    grids = {name: _one_copy(encoder, images, copy, window, stride) for name, encoder in encoders.items()}
-    device = next(iter(grids.values())).device
-    tokens, present = {}, torch.ones(len(images), len(at), len(encoders), dtype=torch.bool, device=device)
-    for m, (name, grid) in enumerate(grids.items()):  # [B, Hf, Wf, C]
-        view = views[name]
-        cells = torch.from_numpy(Layout(view.grid, view.box).cells(at)).to(device)  # [K]
-        tokens[name] = grid.flatten(1, 2)[:, cells.clamp(min=0)]  # [B, K, C]
-        present[:, :, m] &= cells >= 0
-    return tokens, present, torch.tensor(at, dtype=torch.float32, device=device).expand(len(images), -1, -1)
+    grids = {name: _one_copy(encoder, images, copy, cuts.get(name, Cut())) for name, encoder in encoders.items()}
+    return at_places(encoders, grids, (images.shape[1], images.shape[2]), at)
 
 
-def _one_copy(encoder: ImageEncoder, images: np.ndarray, copy: str, window: int, stride: int) -> torch.Tensor:
+def _one_copy(encoder: ImageEncoder, images: np.ndarray, copy: str, cut: Cut) -> torch.Tensor:
     """Tokens `[B, Hf, Wf, C]`: each frame as it stands in the window that the run takes its copies from."""
     if not encoder.together:
         return encoder(torch.tensor(images))
-    tokens = encode(encoder, images, window, stride)  # [W, T, Hf, Wf, C]
+    tokens = encode(encoder, images, cut.window, cut.stride, causal=cut.causal)  # [W, T, Hf, Wf, C]
     places: dict[int, list[tuple[int, int]]] = {}
-    for w, rows in enumerate(windows(len(images), window, stride)):
+    for w, rows in enumerate(kept(len(images), *cut)):
         for t, frame in enumerate(rows):
             places.setdefault(frame, []).append((w, t))
     chosen = [choose(places[i], copy, tokens.shape[1]) for i in range(len(images))]

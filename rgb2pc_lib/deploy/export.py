@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.deploy.backbones import Compact
+from rgb2pc_lib.deploy.frames import resized
 from rgb2pc_lib.errors import InputError
 
 OPSET = 20
 INSTALL = "pip install 'rgb2pc[deploy]'"
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 EXAMPLE = '''"""Embeddings of images by the compact student beside this file: python infer.py IMAGE [IMAGE ...]
 
 Needs onnxruntime, numpy and pillow; nothing else."""
@@ -75,8 +78,17 @@ def export_onnx(network: Compact, folder: Path) -> Path:
     return folder / "model.onnx"
 
 
-def open_onnx(path: Path, threads: int = 1):
-    """An onnxruntime session on the processor. Raises InputError when it is not installed or the file is no model."""
+def onnx_devices() -> list[str]:
+    """Where onnxruntime can run here: "cpu", "cuda"; nothing where it is not installed."""
+    try:
+        from onnxruntime import get_available_providers
+    except ImportError:
+        return []
+    return [name for name, provider in _PROVIDERS.items() if provider in get_available_providers()]
+
+
+def open_onnx(path: Path, threads: int = 1, device: str = "cpu"):
+    """An onnxruntime session. Raises InputError when it is not installed or the file is no model."""
     try:
         import onnxruntime
     except ImportError:
@@ -84,9 +96,29 @@ def open_onnx(path: Path, threads: int = 1):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDERS[device]])
     except Exception as e:  # onnxruntime's own kinds, which share no base but this
         raise InputError(f"{path}: not a readable ONNX model ({str(e).splitlines()[0]}); export it again") from None
+
+
+class ThroughOnnx:
+    """A compact student's ONNX file, live (see `stream.Live`), on a provider of onnxruntime's."""
+
+    keeps = 1
+
+    def __init__(self, path: Path, threads: int = 1, device: str = "cpu"):
+        self.session = open_onnx(path, threads, device)
+        self.size = self.session.get_inputs()[0].shape[1]
+
+    def __call__(
+        self, pasts: Sequence[Sequence[np.ndarray]], done: Callable[[str], None] = lambda part: None
+    ) -> tuple[torch.Tensor, None]:
+        """Embeddings `[n, E]` of the newest frames, `[H, W, 3]` uint8 of any size."""
+        small = np.stack([resized(past[-1], self.size) for past in pasts])
+        done("resizing")
+        found = self.session.run(None, {"images": small})[0]
+        done("network")
+        return torch.from_numpy(found), None
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from rgb2pc_lib.data.files.guarded import expect, first_line, read_object
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Config, Run, look_ahead_words
 
 _FRONT = """---
 library_name: rgb2pc
@@ -35,14 +35,14 @@ embeddings = embedder(images)  # uint8 [B, H, W, 3] -> [B, E]
 ```
 """
 _EXPORT = "export it again with tools/judge_compact.py"
-_COPIED = ("model.safetensors", "ledger.csv", "onnx.json", "model.onnx", "infer.py")
+_COPIED = ("model.safetensors", "ledger.csv", "onnx.json", "model.onnx", "infer.py", "torchvision.pth")
 
 
 def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
     """Write a finished run, or a compact student, into a new folder and return it.
 
     config.json (settings without paths), model.safetensors, summary.json, README.md (the card), and of a compact
-    student also its ONNX file, the example and the ledger where they were made.
+    student also its ONNX file, the example, the ResNet under torchvision's names and the ledger where they were made.
     Raises InputError for an unfinished run and where the folder holds something already.
 
     >>> there = share(run, folder / "for a friend")
@@ -125,7 +125,11 @@ def _ledger(path: Path) -> pd.DataFrame:
 def _limits(run: Run | CompactRun) -> list[str]:
     summary = run.summary
     more = summary.get("n_more", 0)
-    lines = [f"Trained on {summary['n_train']} frames" + (f", {more} of them without a cloud." if more else ".")]
+    ahead = look_ahead_words(summary)
+    if ahead and isinstance(run, CompactRun):
+        ahead = f"It sees one frame, but the fused student that it learned from was not live: {ahead}"
+    lines = [ahead] * bool(ahead)
+    lines += [f"Trained on {summary['n_train']} frames" + (f", {more} of them without a cloud." if more else ".")]
     what = "tasks" if isinstance(run, Run) and run.config.split_by == "task" else "episodes"
     lines += [
         f"Held out were {what} of the same recordings; other cameras, robots and scenes were not tried.",

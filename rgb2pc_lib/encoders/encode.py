@@ -30,22 +30,44 @@ def windows(frames: int, window: int, stride: int) -> list[list[int]]:
     return [list(range(s, s + length)) for s in starts]
 
 
+def past(frame: int, window: int) -> range:
+    """What is seen of an episode at a frame, by an expert of causal windows: the frame and up to `window` - 1 before.
+
+    The first frames have shorter windows; nothing is repeated to fill them.
+
+    >>> list(past(1, window=3)), list(past(5, window=3))
+    ([0, 1], [3, 4, 5])
+    """
+    return range(max(0, frame + 1 - window), frame + 1)
+
+
+def kept(frames: int, window: int, stride: int, causal: bool = False) -> list[list[int]]:
+    """Frame indices of each window as a pack holds them: `windows`, or of causal ones the last frame alone.
+
+    >>> kept(3, window=2, stride=1), kept(3, window=2, stride=1, causal=True)
+    ([[0, 1], [1, 2]], [[0], [1], [2]])
+    """
+    return windows(frames, 1, 1) if causal else windows(frames, window, stride)
+
+
 def encode(
     encoder: ImageEncoder,
     frames: Sequence[np.ndarray] | np.ndarray,
     window: int = 8,
     stride: int = 8,
     batch: int | BatchSize = 8,
+    causal: bool = False,
 ) -> torch.Tensor:
     """Tokens `[W, T, Hf, Wf, C]` float32 of an episode's frames, uint8 `[F, H, W, 3]`, cut into windows as a pack is.
 
-    Raises InputError where a single frame, or window, does not fit into memory.
+    With `causal` windows, `past`, T is 1: each frame as it is seen at its own time. Raises InputError where a single
+    frame, or window, does not fit into memory.
 
     >>> encode(load_encoder("vggt", weights="model.pt"), video[:20], stride=4).shape  # doctest: +SKIP
     torch.Size([4, 8, 28, 37, 2048])
     """
-    index, whole = windows(len(frames), window, stride), torch.empty(0)
-    for place, tokens in encode_frames(encoder, frames, window, stride, batch):
+    index, whole = kept(len(frames), window, stride, causal), torch.empty(0)
+    for place, tokens in encode_frames(encoder, frames, window, stride, batch, causal):
         whole = tokens.new_empty(len(index) * len(index[0]), *tokens.shape) if not len(whole) else whole
         whole[place] = tokens
     return whole.unflatten(0, (len(index), -1))
@@ -57,16 +79,19 @@ def encode_frames(
     window: int = 8,
     stride: int = 8,
     batch: int | BatchSize = 8,
+    causal: bool = False,
     seen: Callable[[int], None] = lambda frames: None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(place, tokens `[Hf, Wf, C]` on the processor) for every place = window * T + frame of an episode's pack.
 
     An expert that looks at single frames encodes each once, `batch` at a time, and its copies in overlapping windows
     are the same. One that looks at several frames together (`encoder.together`) encodes window after window: a
-    frame's tokens differ from window to window. `frames` may be anything that gives an array for a slice; `seen` is
-    told how many were encoded. Raises InputError where a single frame, or window, does not fit into memory.
+    frame's tokens differ from window to window. With `causal` a window ends at each frame, and only that one is kept
+    of it: T is 1, and as many windows are encoded as there are frames. `frames` may be anything that gives an array
+    for a slice; `seen` is told how many were encoded. Raises InputError where a single frame, or window, does not fit
+    into memory.
     """
-    index = windows(len(frames), window, stride)  # W lists of T, each of frames in a row
+    index = kept(len(frames), window, stride, causal)  # W lists of T, each of frames in a row
     size = batch if isinstance(batch, BatchSize) else BatchSize(batch)
 
     def tokens(start, stop):
@@ -74,6 +99,10 @@ def encode_frames(
         seen(stop - start)
         return found
 
+    if encoder.together and causal:
+        for frame in range(len(frames)):
+            yield frame, tokens(past(frame, window).start, frame + 1)[-1]
+        return
     if encoder.together:
         for w, rows in enumerate(index):
             for t, found in enumerate(tokens(rows[0], rows[-1] + 1)):
@@ -91,9 +120,12 @@ def encode_frames(
         start = stop
 
 
-def frames_encoded(expert: Expert, frames: int, window: int, stride: int) -> int:
+def frames_encoded(expert: Expert, frames: int, window: int, stride: int, causal: bool = False) -> int:
     """How many frames go through an expert for an episode: each once, or once a window if it sees them together."""
-    return sum(map(len, windows(frames, window, stride))) if expert.together else frames
+    if not expert.together:
+        return frames
+    seen = (past(frame, window) for frame in range(frames)) if causal else windows(frames, window, stride)
+    return sum(map(len, seen))
 
 
 class BatchSize:

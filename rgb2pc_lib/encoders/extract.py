@@ -22,14 +22,16 @@ from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.writing import free_bytes, gigabytes
 from rgb2pc_lib.data.listing import IMAGES, step_name, steps
 from rgb2pc_lib.data.pictures import image_size, read_image
-from rgb2pc_lib.encoders.encode import BatchSize, encode_frames, frames_encoded, windows
+from rgb2pc_lib.encoders.encode import BatchSize, encode_frames, frames_encoded, kept
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder
-from rgb2pc_lib.encoders.pack_file import DTYPES, layout, new_pack
+from rgb2pc_lib.encoders.pack_file import DTYPES, frames_ahead, layout, new_pack
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.ranks import rank, shard, world
 
 # two packs with the same values here came from the same frames in the same way
-_IDENTITY = ("model_name", "weights", "img_size", "num_frames", "window_size", "stride", "num_windows", "save_dtype")
+_IDENTITY = (
+    "model_name", "weights", "img_size", "num_frames", "window_size", "stride", "num_windows", "causal", "save_dtype",
+)  # fmt: skip
 
 
 def extract(
@@ -39,6 +41,7 @@ def extract(
     *,
     window: int = 8,
     stride: int = 8,
+    causal: bool = False,
     dtype: str = "fp16",
     batch: int = 8,
     workers: int = 1,
@@ -50,7 +53,8 @@ def extract(
     """Write `out/<task>/<episode>.pt` for every episode under `rgb_root`; the numbers of packs (written, kept).
 
     Of several processes (torchrun), each takes its share of the episodes, and counts only those. A pack that is there
-    already is kept if it was made from as many frames in the same way. `batch` frames of an episode are encoded at a
+    already is kept if it was made from as many frames in the same way. With `causal` a window of at most `window`
+    frames ends at each, so that no frame sees a later one, as live. `batch` frames of an episode are encoded at a
     time, fewer where they do not fit into memory; `workers` episodes proceed side by side, each on one processor
     thread, which is faster than several threads on one small network and far less disturbed by other programs.
     An expert that sees several frames together is large: it takes one episode at a time, with as many threads.
@@ -62,6 +66,7 @@ def extract(
         path, pack = out / task / f"{episode}.pt", None
         with faults.at(f"{task}/{episode}"):
             meta = encoder.meta(*image_size(files[0]))
+            meta |= {"look_ahead": frames_ahead(encoder, len(files), window, causal)}
             meta |= {"episode_dir": f"{task}/{episode}", "task_name": task, "episode_name": episode}
             if path.exists():
                 pack = _read_kept(path, files, exclude, (task, episode))
@@ -69,13 +74,14 @@ def extract(
             else:
                 todo.append((path, Frames(files), meta))
         if pack:  # other settings are no fault of this one episode: nothing goes on
-            _check_settings(path, pack, meta | layout(pack["num_frames"], window, stride) | {"save_dtype": dtype})
+            cut = layout(pack["num_frames"], window, stride, causal)
+            _check_settings(path, pack, meta | cut | {"save_dtype": dtype})
 
     system.keep_freed_memory()  # every batch of frames asks for the same memory anew
     size = BatchSize(batch)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # else threads begun later keep the workers' 1
-        total = sum(frames_encoded(encoder, len(frames), window, stride) for _, frames, _ in todo)
+        total = sum(frames_encoded(encoder, len(frames), window, stride, causal) for _, frames, _ in todo)
         name = encoder.name if world() == 1 else f"{encoder.name} [{rank()}]"
         bar = stack.enter_context(tqdm(total=total, desc=name, unit="frame", position=rank(), disable=not progress))
         abreast = 1 if encoder.together else workers
@@ -90,8 +96,8 @@ def extract(
             path, frames, meta = episode
             paths = [f.relative_to(rgb_root).as_posix() for f in frames.files]
             with faults.at(meta["episode_dir"]):
-                with new_pack(path, paths, meta["grid"], meta, window, stride, dtype) as put:
-                    for place, tokens in encode_frames(encoder, frames, window, stride, size, seen):
+                with new_pack(path, paths, meta["grid"], meta, window, stride, dtype, causal) as put:
+                    for place, tokens in encode_frames(encoder, frames, window, stride, size, causal, seen):
                         put(place, tokens)
                 return True
             return False
@@ -125,8 +131,8 @@ class Frames:
 
 
 def disk_needs(
-    expert: Expert, rgb_root: Path, out: Path, *, window=8, stride=8, dtype="fp16", tasks: Iterable[str] = (),
-    exclude: Exclusions = NOTHING,
+    expert: Expert, rgb_root: Path, out: Path, *, window=8, stride=8, causal=False, dtype="fp16",
+    tasks: Iterable[str] = (), exclude: Exclusions = NOTHING,
 ) -> str:  # fmt: skip
     """What the packs of `extract` will take, one line an episode and the total, in words; nothing is read or written.
 
@@ -134,7 +140,7 @@ def disk_needs(
     """
     lines, total, missing, faults = [], 0, 0, Faults()
     for (task, episode), files in list_frames(rgb_root, tasks, faults, exclude).items():
-        index = windows(len(files), window, stride)
+        index = kept(len(files), window, stride, causal)
         try:
             grid = expert.view(*image_size(files[0])).grid
         except InputError as e:
@@ -194,6 +200,7 @@ def _read_kept(path: Path, files: Sequence[Path], exclude: Exclusions, key: tupl
 
 
 def _check_settings(path: Path, found: dict, expected: dict) -> None:
+    found, expected = ({"causal": False} | told for told in (found, expected))
     if differ := [f"{k} {found.get(k)} instead of {expected[k]}" for k in _IDENTITY if found.get(k) != expected[k]]:
         raise InputError(
             f"{path}: this pack was made with {', '.join(differ)}; "

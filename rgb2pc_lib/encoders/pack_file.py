@@ -12,7 +12,8 @@ from rgb2pc_lib.data.files.writing import new_file
 from rgb2pc_lib.data.mapped import bits, find
 from rgb2pc_lib.data.numbers import as_type
 from rgb2pc_lib.data.packs import KEY
-from rgb2pc_lib.encoders.encode import windows
+from rgb2pc_lib.encoders.encode import kept, windows
+from rgb2pc_lib.encoders.images import Expert
 from rgb2pc_lib.errors import InputError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -20,8 +21,9 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 @contextmanager
 def new_pack(
-    path: Path, frame_paths: Sequence[str], grid: Sequence[int], meta: dict, window=8, stride=8, dtype="fp16"
-) -> Iterator[Callable[[int, torch.Tensor], None]]:
+    path: Path, frame_paths: Sequence[str], grid: Sequence[int], meta: dict, window=8, stride=8, dtype="fp16",
+    causal: bool = False,
+) -> Iterator[Callable[[int, torch.Tensor], None]]:  # fmt: skip
     """Write a pack through a function of (place, tokens `[Hf, Wf, C]`), place = window * T + frame, in any order.
 
     It is a torch file of the documented layout, laid out at once by `torch.save` and then filled, so the checksum that
@@ -38,9 +40,9 @@ def new_pack(
     >>> torch.load(path, weights_only=True)["per_frame_features"].shape
     torch.Size([1, 2, 2, 3, 4])
     """
-    index = windows(len(frame_paths), window, stride)  # W lists of T
+    index = kept(len(frame_paths), window, stride, causal)  # W lists of T
     shape = len(index), len(index[0]), *grid, meta["enc_embed_dim"]
-    meta = meta | layout(len(frame_paths), window, stride) | {"grid": list(grid), "save_dtype": dtype}
+    meta = meta | layout(len(frame_paths), window, stride, causal) | {"grid": list(grid), "save_dtype": dtype}
     features = torch.empty(shape, dtype=DTYPES[dtype])  # never touched, so it takes no memory
     pack = {
         KEY: features,
@@ -70,11 +72,26 @@ def new_pack(
             raise InputError(f"{path}: expected tokens for all {shape[0] * shape[1]} places, {len(left)} are missing")
 
 
-def layout(frames: int, window: int, stride: int) -> dict:
+def layout(frames: int, window: int, stride: int, causal: bool = False) -> dict:
     """What a pack says of how an episode of so many frames was cut.
 
     >>> layout(20, 8, 8)
     {'num_frames': 20, 'window_size': 8, 'stride': 8, 'num_windows': 3}
+    >>> layout(20, 8, 8, causal=True)  # a window of at most 8 frames ends at each
+    {'num_frames': 20, 'window_size': 8, 'stride': 1, 'num_windows': 20, 'causal': True}
     """
+    if causal:
+        return {"num_frames": frames, "window_size": min(window, frames), "stride": 1, "num_windows": frames,
+                "causal": True}  # fmt: skip
     index = windows(frames, window, stride)
     return {"num_frames": frames, "window_size": len(index[0]), "stride": stride, "num_windows": len(index)}
+
+
+def frames_ahead(expert: Expert, frames: int, window: int, causal: bool = False) -> int | list[int]:
+    """What a pack says of how many frames after its own each of a window's has seen: T numbers, or one for all.
+
+    >>> from rgb2pc_lib.encoders.images import describe
+    >>> frames_ahead(describe("vggt"), 20, window=4), frames_ahead(describe("vggt"), 20, window=4, causal=True)
+    ([3, 2, 1, 0], 0)
+    """
+    return list(range(min(window, frames)))[::-1] if expert.together and not causal else 0

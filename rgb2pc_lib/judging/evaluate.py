@@ -22,10 +22,10 @@ from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.probes import LOOKS, load_answers, probe_samples, scores
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION, UNTRAINED, pooled_rivals, untrained
-from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, WIDTH
+from rgb2pc_lib.judging.verdicts import AHEAD, SHUFFLED, TEACHER, WIDTH
 from rgb2pc_lib.learning.metrics import agreement, knn_overlap, linear_cka, retrieval
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Config, Run, most_ahead
 from rgb2pc_lib.learning.train import Progress, train
 
 _LONG = ["model", "seed", "measure", "value"]
@@ -103,7 +103,16 @@ def judge_features(
 def judge_run(
     run: Run | CompactRun, questions: Questions, judged: str = "held_out"
 ) -> tuple[dict[str, float], pd.DataFrame]:
-    """A student, from its run's folder: agreement, retrieval (exact, and one step of tolerance) and probes."""
+    """A student, from its run's folder: agreement, retrieval (exact, and one step of tolerance) and probes.
+
+    One whose experts saw the future says how far ("frames ahead"; NaN where that was not recorded).
+    """
+    row, episodes = _judge_run(run, questions, judged)
+    ahead = most_ahead(run.summary) if isinstance(run, Run) else 0  # a compact student sees one frame
+    return row | ({AHEAD: ahead} if ahead else {}), episodes
+
+
+def _judge_run(run: Run | CompactRun, questions: Questions, judged: str) -> tuple[dict[str, float], pd.DataFrame]:
     e = run.embeddings(judged)
     keys, h = questions.keys, e["held_out"]
     if run.config.route == "geometric":  # its space is its own: nothing can be compared with the teacher's vectors

@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.embed import Embedder
-from rgb2pc_lib.deploy.export import open_onnx
-from rgb2pc_lib.deploy.frames import resized
+from rgb2pc_lib.deploy.export import ThroughOnnx
+from rgb2pc_lib.deploy.profile import peak_memory
 from rgb2pc_lib.encoders.extract import Frames, list_frames
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import Judgement, Questions, judge_features, judge_run
@@ -152,7 +153,7 @@ def costs(runs: Mapping[str, Run | CompactRun], images: np.ndarray, repeats: int
         for name, run in runs.items():
             ways[name] = Embedder.from_run(run, "cpu")
             if run.file("model.onnx").exists():
-                ways[f"{name}, ONNX"] = OnnxEmbedder(run.file("model.onnx"), threads)
+                ways[f"{name}, ONNX"] = partial(_at_once, ThroughOnnx(run.file("model.onnx"), threads))
         times: dict[str, list[float]] = {name: [] for name in ways}
         for n in range(repeats + 1):
             for name, way in ways.items():
@@ -168,15 +169,8 @@ def costs(runs: Mapping[str, Run | CompactRun], images: np.ndarray, repeats: int
     return _long(rows)
 
 
-class OnnxEmbedder:
-    """A compact student's ONNX file, from frames of any size `[B, H, W, 3]` uint8 to embeddings `[B, E]`."""
-
-    def __init__(self, path: Path, threads: int = 1):
-        self.session = open_onnx(path, threads)
-        self.size = self.session.get_inputs()[0].shape[1]
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self.session.run(None, {"images": np.stack([resized(image, self.size) for image in images])})[0]
+def _at_once(live: ThroughOnnx, images: np.ndarray) -> np.ndarray:
+    return live([[image] for image in images])[0].numpy()
 
 
 def _alone(folder: Path, image: np.ndarray) -> dict[str, float]:
@@ -186,21 +180,12 @@ def _alone(folder: Path, image: np.ndarray) -> dict[str, float]:
 
 def _measure(folder: str, image: np.ndarray) -> dict[str, float]:
     torch.set_num_threads(1)
-    before = _peak_memory()
+    before = peak_memory()
     embedder = Embedder.from_run(PROJECT / folder, "cpu")
     embedder(image[None])
     everything = gc.get_objects()
     parameters = {id(p): p.numel() for p in everything if issubclass(type(p), torch.nn.Parameter)}  # wakes no proxy
-    return {COSTS[0]: sum(parameters.values()) / 1e6, COSTS[2]: _peak_memory() - before}
-
-
-def _peak_memory() -> float:
-    """Peak resident memory of this process in MB; NaN where the system does not tell (it is Linux that does)."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-    except (OSError, StopIteration):
-        return float("nan")
+    return {COSTS[0]: sum(parameters.values()) / 1e6, COSTS[2]: peak_memory() - before}
 
 
 def _long(rows: dict[str, dict[str, float]]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from rgb2pc_lib.judging.probes import LOWER_IS_BETTER
 from rgb2pc_lib.judging.rivals import KNOWN
 
 TEACHER, SHUFFLED, WIDTH = "teacher", "shuffled control", "width"
+AHEAD = "frames ahead"  # of a student that saw the future: how many later frames its experts saw, at most
 APART = "not told apart"
 _ABOVE = {"better": "above the best rival", "worse": "below the best rival", APART: APART}
 _DRAWS = 2000  # of a bootstrap

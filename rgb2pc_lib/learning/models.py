@@ -141,7 +141,12 @@ class Student(nn.Module):
         Returns `[B, side * side, D]`, row-major, and whether any place was seen in each cell `[B, side * side]`.
         Unseen cells are zero. Arguments as in `forward`.
         """
-        hidden = self.hidden(tokens, positions)
+        return self.coarse(self.hidden(tokens, positions), present, positions, side)
+
+    def coarse(
+        self, hidden: dict[str, Tensor], present: Tensor, positions: Tensor, side: int = 4
+    ) -> tuple[Tensor, Tensor]:
+        """The rest of `spatial`, as `fuse` is of `forward`."""
         present = self._without_missing(hidden, present)
         regions = _blocks(present, positions, side)
         return self._pooled(hidden, self._gates(hidden, present, None), regions), regions.sum(1) > 0

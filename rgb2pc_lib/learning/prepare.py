@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rgb2pc_lib.data.pairing import Samples, pair, readable, select, split
+from rgb2pc_lib.data.pairing import Pairing, Samples, pair, readable, select, split
 from rgb2pc_lib.data.sampling import Batch, Gatherer, Planner
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning import alignment, objective, ranks
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.losses import negatives
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.objective import Distillation, Plans
 from rgb2pc_lib.learning.point_models import PlaceStudent
-from rgb2pc_lib.learning.runs import Config, build_student
+from rgb2pc_lib.learning.runs import Config, build_student, look_ahead_words
 from rgb2pc_lib.learning.settings import Settings
 
 _DROPPING = 0.7  # share of the steps in which experts are dropped; the rest trains them together, as they will be used
@@ -48,6 +48,8 @@ class Data:
                 tqdm.write(f"note: {left}", file=sys.stderr)
         for note in pairing.notes if ranks.rank() == 0 else ():
             tqdm.write(f"note: {note}", file=sys.stderr)
+        if ranks.rank() == 0:
+            tell_look_ahead(pairing, config.frame_copy)
         samples = select(
             pairing, config.strict_pairing, config.pairing_fallback, config.pooled_unit, config.window, config.seed
         )
@@ -96,6 +98,13 @@ class Prepared:
         """What this process reads from step `first` on, gathered in the background."""
         steps = range(first, self.config.steps)
         return self.gatherer.run(plan for n in steps for plan in self.learner.plans(self.planner(n)))
+
+
+def tell_look_ahead(pairing: Pairing, frame_copy: str) -> None:
+    """Say on stderr, once, where features saw frames later than their own."""
+    told = {name: sight._asdict() for name, sight in pairing.look_ahead(frame_copy).items()}
+    if words := look_ahead_words({"look_ahead": told}):
+        tell(f"{words} For one that a robot can run extract with --causal.")
 
 
 def _some_episodes(training: np.ndarray, keys: pd.DataFrame, most: int, seed: int) -> np.ndarray:

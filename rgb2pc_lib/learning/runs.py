@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from rgb2pc_lib.data.files.guarded import (
 )
 from rgb2pc_lib.data.files.weights import Network, fill, read_weights
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.packs import COPIES, load_torch
+from rgb2pc_lib.data.packs import COPIES, LookAhead, load_torch, sees_single_frames
 from rgb2pc_lib.data.pairing import FALLBACKS, UNITS, UNREADABLE
 from rgb2pc_lib.data.step_points import KINDS
 from rgb2pc_lib.data.teacher import POOLINGS as TEACHER_POOLINGS
@@ -54,6 +55,9 @@ _EMBEDDINGS = {
     "student": ("f", "nE"), "teacher": ("f", "nT"), "task": ("U", "n"), "episode": ("U", "n"), "step": ("U", "n"),
     "time": ("iuf", "n"), "held_out": ("b", "n"), "validation?": ("b", "n"), "gates?": ("f", "nM"),
     "experts?": ("U", "M"), "fused?": ("f", "nF"),
+}  # fmt: skip
+_SIGHT: dict[str, Any] = {  # a `LookAhead` as it stands in the summary
+    "mean": (int, float), "most": int, "told": bool, "window": int, "stride": int, "causal": bool,
 }  # fmt: skip
 
 
@@ -305,7 +309,10 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Final figures: n_train, n_held_out, "held-out" (measure -> value), gates (expert -> mean), data_hash."""
+        """Final figures: n_train, n_held_out, "held-out" (measure -> value), gates (expert -> mean), data_hash.
+
+        And what its data were: "excluded", "unreadable" and "look_ahead" (expert -> see `LookAhead`).
+        """
         path = self._finished_file("summary.json")
         found = read_object(path, ANEW)
         for key, kind in {"n_train": int, "n_held_out": int, "held-out": dict}.items():
@@ -316,6 +323,10 @@ class RunFolder:
         for table in ("held-out", "gates"):
             for name, value in expect(found.get(table, {}), dict, path, table, ANEW).items():
                 expect(value, (int, float), path, f"{table}: {name}", ANEW)
+        for name, sight in expect(found.setdefault("look_ahead", {}), dict, path, "look_ahead", ANEW).items():
+            expect(sight, dict, path, f"look_ahead: {name}", ANEW)
+            for key, kinds in _SIGHT.items():
+                expect(sight.get(key), kinds, path, f"look_ahead: {name}: {key}", ANEW)
         return found
 
     def metrics(self) -> pd.DataFrame:
@@ -438,6 +449,43 @@ def left_out_words(summary: dict[str, Any]) -> str:
     parts = [f"{listed} by the exclusion list"] * bool(listed)
     parts += [f"{bad} episode{'s' * (bad > 1)} that cannot be read"] * bool(bad)
     return f"Left out: {', '.join(parts)}." if parts else ""
+
+
+def sights(summary: dict[str, Any]) -> dict[str, LookAhead | None]:
+    """Expert -> what its features saw of the frames after their own, of a run's summary.
+
+    None where that is not known: in runs trained before it was recorded, of experts that are not known by name to see
+    single frames.
+
+    >>> sights({"gates": {"dinov3": 0.5, "vggt": 0.5}})
+    {'dinov3': LookAhead(mean=0, most=0, told=True, window=1, stride=0, causal=False), 'vggt': None}
+    """
+    told = {name: LookAhead(**{k: s[k] for k in _SIGHT}) for name, s in summary.get("look_ahead", {}).items()}
+    alone = LookAhead(0, 0, True, 1, 0, False)
+    return {name: told.get(name, alone if sees_single_frames(name) else None) for name in summary.get("gates", told)}
+
+
+def most_ahead(summary: dict[str, Any]) -> float:
+    """The most frames after its own that an expert of a run saw: 0 is causal, NaN where that is not known."""
+    seen = sights(summary).values()
+    return math.nan if None in seen else max((sight.most for sight in seen if sight), default=0)
+
+
+def look_ahead_words(summary: dict[str, Any]) -> str:
+    """What a run saw of the future and no robot has, in a sentence; nothing where it saw nothing of it.
+
+    >>> vggt = {"mean": 3.5, "most": 7, "told": True, "window": 8, "stride": 8, "causal": False}
+    >>> look_ahead_words({"gates": {"vggt": 1.0}, "look_ahead": {"vggt": vggt}})
+    'Trained with a view of the future: vggt sees 3.5 later frames on average, at most 7. A robot has none of them.'
+    """
+    seen = []
+    for name, sight in sights(summary).items():
+        if sight is None:
+            seen.append(f"{name} may see later frames, which was not recorded")
+        elif sight.most:
+            sees = "sees" if sight.told else "is taken to see, as its packs do not say,"
+            seen.append(f"{name} {sees} {sight.mean:.1f} later frames on average, at most {sight.most}")
+    return f"Trained with a view of the future: {'; '.join(seen)}. A robot has none of them." if seen else ""
 
 
 def build_student(config: Config, channels: dict[str, int], embed_dim: int, blank: bool = False) -> Student:

@@ -22,7 +22,7 @@ from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.guarded import first_line
 from rgb2pc_lib.data.files.writing import new_file
 from rgb2pc_lib.data.listing import IMAGES, natural_key, steps_of
-from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, list_packs, load_torch, locate, open_zarr
+from rgb2pc_lib.data.packs import KEY, FeaturePack, choose, frames_ahead, list_packs, load_torch, locate, open_zarr
 from rgb2pc_lib.errors import InputError, remedy
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -100,9 +100,11 @@ def as_pack(
     meta = found.get("meta") if isinstance(found.get("meta"), dict) else {}
     meta = {k: v for k, v in rest.items() if k != "frame_paths"} | meta
     if frame_copy:
-        meta |= {"frame_copy": frame_copy, "window_size": 1, "windows_of": features.shape[1]}
-        features, names = _one_copy(path, features, names, frame_copy)
-        meta["num_windows"] = len(features)
+        ahead, told = frames_ahead(meta, features.shape[:2], path.parent.parent.name)
+        meta |= {"window_size": 1, "windows_of": features.shape[1]} if features.shape[1] > 1 else {}
+        features, names, places = _one_copy(path, features, names, frame_copy)
+        meta |= {"frame_copy": frame_copy, "num_windows": len(features)}
+        meta |= {"look_ahead": [[int(ahead[place])] for place in places]} if told else {}
     elif zarr:
         whole = torch.empty(features.shape, dtype=getattr(torch, str(features.dtype)))
         for w, window in enumerate(whole):
@@ -210,8 +212,8 @@ def name_frames(path: Path, shape: tuple[int, int], frames: Sequence[str], strid
 # -- values
 
 
-def _one_copy(path: Path, features, names, copy: str) -> tuple[torch.Tensor, list[list[str]]]:
-    """The chosen copy of every frame, `[F, 1, H, W, C]`, and their names; each window is read once."""
+def _one_copy(path: Path, features, names, copy: str) -> tuple[torch.Tensor, list[list[str]], list[tuple[int, int]]]:
+    """The chosen copy of every frame, `[F, 1, H, W, C]`, their names and where they stood; each window is read once."""
     steps = locate(path, names, features.shape[:2])
     places = {s: choose(steps[s], copy, features.shape[1]) for s in sorted(steps, key=natural_key)}
     flat, window, read = torch.empty(0), torch.empty(0), -1
@@ -221,7 +223,7 @@ def _one_copy(path: Path, features, names, copy: str) -> tuple[torch.Tensor, lis
         if not len(flat):
             flat = torch.empty(len(places), 1, *window.shape[1:], dtype=window.dtype)
         flat[i, 0] = window[t]
-    return flat, [[f"{s}.png"] for s in places]
+    return flat, [[f"{s}.png"] for s in places], [*places.values()]
 
 
 def _window(path: Path, features, w: int) -> torch.Tensor:

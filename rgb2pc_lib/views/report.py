@@ -22,7 +22,7 @@ from rgb2pc_lib.data.pairing import OK, Pairing, pair
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import Judgement, judge, judge_students, line_up
 from rgb2pc_lib.judging.verdicts import SHUFFLED, advice, answer, compared, gap_closed, mean_table, verdict
-from rgb2pc_lib.learning.runs import Config, Run, left_out_words
+from rgb2pc_lib.learning.runs import Config, Run, left_out_words, look_ahead_words
 from rgb2pc_lib.views.curves import curves_figure, verdict_figure
 from rgb2pc_lib.views.look import plain
 from rgb2pc_lib.views.plots import colour, commit, judgement_figure
@@ -92,7 +92,7 @@ class Report:
 
     def experts_card(self) -> pd.DataFrame:
         """What every expert's packs hold, from their headers."""
-        return pack_sizes(self.pairing).drop(index="total")
+        return pack_sizes(self.pairing, self.main.config.frame_copy).drop(index="total")
 
     def pairing_words(self) -> str:
         """How many steps can be used, in a sentence."""
@@ -214,6 +214,10 @@ class Report:
             probes = closed[closed["measure"].str.startswith("R2 ") & ~closed["measure"].str.contains(", ")]
             said += [_against_rivals(student, rows) for student, rows in probes.groupby("student", sort=False)]
         own = _held_out(self.main)
+        futures: dict[str, dict[str, None]] = {}
+        for name, summary in zip(self.names, self.summaries, strict=True):
+            futures.setdefault(look_ahead_words(summary), {})[name] = None
+        said += [f"{', '.join(names)}: {words}" for words, names in futures.items() if words]
         others = [run.name for run in self.runs if _held_out(run) != own]
         if others:
             said.append(f"Not comparable with {self.main.name}, as judged on other steps: {', '.join(others)}.")

@@ -32,6 +32,7 @@ def test_sizes_count_all_copies_on_disk_and_one_in_memory(small):
     left = sizes.loc["left"]
     assert (left["episodes"], left["steps"], left["grid"], left["channels"], left["dtype"]) == (
         2, 24, "4 x 4", 12, "float16")  # fmt: skip
+    assert left["frames ahead"] == "none"  # the packs say so
     assert left["copies"] == 3  # 9 windows of 4 frames for 12 steps
     assert left["MB a step"] == pytest.approx(16 * 12 * 2 / 1e6)
     assert left["memory GB"] == pytest.approx(24 * 16 * 12 * 2 / 1e9)
@@ -49,6 +50,7 @@ def test_sizes_of_zarr_are_those_of_the_folder(tmp_path):
     sizes = pack_sizes(pair(Workspace(teacher=tmp_path / "teacher", experts={"a": tmp_path / "features_a"})))
     assert sizes.loc["a", "file GB"] == sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) / 1e9
     assert sizes.loc["a", "memory GB"] == pytest.approx(6 * 6 * 5 * 4 / 1e9)
+    assert sizes.loc["a", "frames ahead"] == "1.3, at most 3"  # 3 2 1 1 1 0: these do not say it, their windows do
 
 
 def test_points_are_the_teachers_own_where_it_holds_any(tmp_path):

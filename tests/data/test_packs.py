@@ -15,7 +15,7 @@ import torch
 from rgb2pc_lib.data import mapped, system
 from rgb2pc_lib.data.geometry import token_box
 from rgb2pc_lib.data.listing import step_name
-from rgb2pc_lib.data.packs import COPIES, FeaturePack, list_packs
+from rgb2pc_lib.data.packs import COPIES, FeaturePack, list_packs, look_ahead
 from rgb2pc_lib.data.sampling import lattice
 from rgb2pc_lib.errors import InputError
 
@@ -442,3 +442,47 @@ def test_a_frame_that_is_not_in_memory_is_fetched_ahead(tmp_path):
         assert not asked, "in memory already"
         pack.frames.will_need(pack.number((3, 7)))
         assert len(asked) == 1
+
+
+# -- how far ahead a copy of a frame looks
+
+
+@pytest.mark.parametrize(
+    "meta, expert, windows, ahead, known",
+    [
+        ({"look_ahead": 0}, "vggt", (2, 3), [[0, 0, 0], [0, 0, 0]], True),  # the pack's own word counts
+        ({"look_ahead": [2, 1, 0]}, "dinov3", (2, 3), [[2, 1, 0], [2, 1, 0]], True),
+        ({"look_ahead": [[5], [3]]}, "", (2, 1), [[5], [3]], True),  # one copy of each frame
+        ({"model_name": "VGGT-1B"}, "mine", (1, 3), [[2, 1, 0]], True),  # by name: the window as a whole
+        ({"model_name": "depth-anything-3"}, "", (1, 2), [[1, 0]], True),
+        ({}, "dinov3_large", (1, 3), [[0, 0, 0]], True),  # by name: single frames
+        ({}, "dino_on_vggt", (1, 2), [[1, 0]], True),  # of two names the worse
+        ({}, "mine", (1, 3), [[2, 1, 0]], False),  # of unknown ones a window is assumed
+        ({}, "mine", (3, 1), [[0], [0], [0]], True),  # a window of one frame hides nothing
+        ({"windows_of": 8}, "vggt", (2, 1), [[7], [7]], False),  # one copy was kept, and not which: the worst
+        ({"windows_of": 8, "model_name": "croco"}, "", (2, 1), [[0], [0]], True),
+    ],
+)
+def test_how_far_a_frame_looks_ahead(tmp_path, meta, expert, windows, ahead, known):
+    pack = FeaturePack.open(save(tmp_path / "ep.pt", marked(*windows).half(), meta=meta), expert)
+    assert pack.ahead.tolist() == ahead and pack.ahead_told is known
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, [1, 2], "all", [[1, 0, 0]] * 3, None])
+def test_a_look_ahead_that_is_none_is_refused(tmp_path, wrong):
+    path = save(tmp_path / "ep.pt", marked(2, 3).half(), meta={"look_ahead": wrong})
+    with pytest.raises(
+        InputError, match="ep.pt: expected 'look_ahead' in meta as a whole number, 3 of them or 2 lists"
+    ):
+        FeaturePack.open(path)
+
+
+def test_the_copies_that_are_used_say_how_far_they_look(tmp_path):
+    """Six frames in windows of 3 with stride 1: the middle copy sees one later frame but where a window ends."""
+    packs = [FeaturePack.open(save(tmp_path / f"{i}.pt", marked().half()), "vggt") for i in range(2)]
+    middle, last, drawn = (look_ahead(packs, copy) for copy in COPIES)
+    assert (middle.mean, middle.most) == ((2 + 1 + 1 + 1 + 1 + 0) / 6, 2) and middle.window == 3
+    assert (last.mean, last.most) == ((2 + 1) / 6, 2)  # the first two frames end no window
+    assert (drawn.mean, drawn.most) == (1.0, 2)
+    alone = look_ahead([FeaturePack.open(save(tmp_path / "a.pt", marked().half(), meta={"stride": 1}), "dinov3")])
+    assert alone == (0, 0, True, 3, 1, False)

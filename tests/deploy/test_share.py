@@ -66,6 +66,18 @@ def test_the_card_says_its_own_figures(compact, tmp_path):
     assert "Trained on 70 frames, 30 of them without a cloud." in card and "## Limits" in card
 
 
+def test_the_card_does_not_hide_a_view_of_the_future(compact, tmp_path, caplog):
+    summary = compact.summary
+    seen = {"mean": 3.5, "most": 7, "told": True, "window": 8, "stride": 8, "causal": False}
+    compact.file("summary.json").write_text(json.dumps(summary | {"look_ahead": {"vggt": seen}}))
+    card = (share(compact, tmp_path / "shared") / "README.md").read_text()
+    assert not Embedder.from_run(compact).look_ahead and "learned from was not live" in caplog.text
+    compact.file("summary.json").write_text(json.dumps(summary))
+    assert "- It sees one frame, but the fused student that it learned from was not live: Trained with a view" in card
+    assert "vggt sees 3.5 later frames on average, at most 7" in card
+    assert "future" not in (share(compact, tmp_path / "again") / "README.md").read_text()
+
+
 def test_a_run_comes_back_equal(left, tmp_path):
     config = Config(steps=4, batch_size=16, student_tokens=16, fuse_dim=16, save_dir=str(tmp_path / "run"))
     list(train(config.with_workspace(left)))

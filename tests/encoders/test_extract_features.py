@@ -17,8 +17,8 @@ from PIL import Image
 
 from rgb2pc_lib.data.packs import FeaturePack, list_packs
 from rgb2pc_lib.encoders import extract as module
-from rgb2pc_lib.encoders.encode import encode, windows
-from rgb2pc_lib.encoders.extract import extract, list_frames
+from rgb2pc_lib.encoders.encode import encode, frames_encoded, windows
+from rgb2pc_lib.encoders.extract import disk_needs, extract, list_frames
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder, square
 from rgb2pc_lib.errors import InputError
 
@@ -81,7 +81,7 @@ def test_a_pack_has_the_documented_layout(tmp_path):
         "model_name": "toy", "weights": "none", "episode_dir": "push/ep_0", "task_name": "push",
         "episode_name": "ep_0", "num_frames": 12, "window_size": 4, "stride": 2, "num_windows": 5, "img_size": 8,
         "patch_size": 4, "enc_embed_dim": 3, "save_dtype": "fp32", "raw_size": [8, 8], "box": [0, 0, 1, 1],
-        "grid": [2, 2], "licence": "", "layer": "", "pixels": "bilinear, antialiased",
+        "grid": [2, 2], "licence": "", "layer": "", "pixels": "bilinear, antialiased", "look_ahead": 0,
     }  # fmt: skip
 
 
@@ -101,6 +101,45 @@ def test_each_frame_is_encoded_once(tmp_path):
     root, seen = record(tmp_path / "rgb", steps=7), []
     extract(toy(seen), root, tmp_path / "out", window=4, stride=1, batch=3, progress=False)
     assert seen == [3, 3, 1]
+
+
+def first_of_window():
+    """An expert that sees frames together: a frame's tokens hold its own red, and that of its window's first frame."""
+
+    def features(x):
+        own = F.adaptive_avg_pool2d(x, 2)
+        return torch.cat([own, own[:1].expand_as(own)], 1)
+
+    return ImageEncoder(**vars(Expert("pair", 6, square(8, 2), 8, 4, together=True)), features=features, weights="none")
+
+
+def test_causal_windows_end_at_their_frame(tmp_path):
+    """The first frames have shorter windows; nothing is repeated to fill them."""
+    root, out = record(tmp_path / "rgb", steps=6), tmp_path / "out"
+    how = dict(window=3, causal=True, dtype="fp32", progress=False)
+    assert extract(first_of_window(), root, out, **how) == (1, 0)
+    pack = torch.load(out / "push" / "ep_0.pt", weights_only=True)
+    tokens, meta = pack["per_frame_features"], pack["meta"]
+    assert tokens.shape == (6, 1, 2, 2, 6) and pack["frame_paths"] == [[f"push/ep_0/step_{i}.png"] for i in range(6)]
+    red = (tokens[:, 0, 0, 1] * 255).round().int()
+    assert red[:, 0].tolist() == [0, 1, 2, 3, 4, 5] and red[:, 3].tolist() == [0, 0, 0, 1, 2, 3]
+    assert (meta["look_ahead"], meta["causal"], meta["window_size"], meta["num_windows"]) == (0, True, 3, 6)
+    assert extract(first_of_window(), root, out, **how) == (0, 1)
+    with pytest.raises(InputError, match="made with .*num_windows 6 instead of 4, causal True instead of False"):
+        extract(first_of_window(), root, out, **how | {"causal": False, "stride": 1})
+    assert "ep_0: [6, 1, 2, 2, 6]" in disk_needs(first_of_window(), root, out, window=3, causal=True)
+    assert frames_encoded(first_of_window(), 6, 3, 1, causal=True) == 1 + 2 + 4 * 3
+
+
+def test_packs_say_how_far_ahead_each_copy_looks(tmp_path):
+    root = record(tmp_path / "rgb", steps=6)
+    for name, encoder, expected in (("pair", first_of_window(), [[2, 1, 0]] * 2), ("toy", toy(), [[0, 0, 0]] * 2)):
+        extract(encoder, root, tmp_path / name, window=3, stride=3, progress=False)
+        pack = FeaturePack.open(tmp_path / name / "push" / "ep_0.pt")
+        assert pack.ahead.tolist() == expected and pack.ahead_told
+    extract(toy(), root, tmp_path / "causal", causal=True, window=3, progress=False)  # of single frames: one copy each
+    pack = FeaturePack.open(tmp_path / "causal" / "push" / "ep_0.pt")
+    assert pack.shape[:2] == (6, 1) and pack.steps == [f"step_{i}" for i in range(6)]
 
 
 def test_an_expert_that_sees_frames_together_gets_each_window(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rgb2pc_lib.data.geometry import token_box
-from rgb2pc_lib.data.packs import FeaturePack, list_packs
+from rgb2pc_lib.data.packs import FeaturePack, list_packs, sees_single_frames
 from rgb2pc_lib.data.pairing import OK, pair
 from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import PROJECT, SAMPLE, Workspace
@@ -141,6 +141,12 @@ def test_only_what_sees_frames_together_depends_on_the_window(load, name):
     same = torch.isclose(tokens[0, 1], tokens[1, 0], atol=1e-4).float().mean()  # frame 1 in both windows
     assert same < 0.1 if encoder.together else same == 1
     torch.testing.assert_close(tokens[1], encoder(images[1:]), rtol=1e-4, atol=1e-4)
+
+
+def test_names_tell_which_experts_see_frames_together():
+    """What is said of packs that do not say it themselves (`data.packs.frames_ahead`)."""
+    for name in EXPERTS:
+        assert sees_single_frames(name) != describe(name).together
 
 
 def test_the_first_frame_of_vggt_is_special(load):

@@ -13,6 +13,7 @@ from rgb2pc_lib.judging.evaluate import judge, judge_students, line_up, train_li
 from rgb2pc_lib.judging.probes import load_targets, probe
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION, UNTRAINED, components, pooled_features, pooled_rivals
 from rgb2pc_lib.judging.verdicts import (
+    AHEAD,
     SHUFFLED,
     TEACHER,
     WIDTH,
@@ -24,7 +25,7 @@ from rgb2pc_lib.judging.verdicts import (
     verdict,
 )
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
 SMALL = Config(
@@ -216,6 +217,24 @@ def test_the_whole_table(left, tmp_path):
     figure = save_figure(judgement_figure(long), "judgement", tmp_path / "figures", seeds=2)
     assert figure.stat().st_size > 20_000 and figure.with_suffix(".svg").exists()
     assert json.loads(figure.with_suffix(".json").read_text())["seeds"] == 2
+
+
+def test_a_student_that_saw_the_future_says_so_in_the_table(left, tmp_path):
+    config = dataclasses.replace(SMALL, steps=2).with_workspace(left)
+    rows = [("live", config), ("weighted", config), ("older", config)]
+    rows = [(name, dataclasses.replace(c, save_dir=str(tmp_path / name))) for name, c in rows]
+    list(train_line_up(rows))
+    for name, seen in (("weighted", {"mean": 3.5, "most": 7}), ("older", None)):
+        run = Run.open(tmp_path / name)
+        summary = run.summary
+        if seen:
+            summary["look_ahead"]["left"] |= seen
+        else:
+            del summary["look_ahead"]  # of experts that are not known by name
+        run.file("summary.json").write_text(json.dumps(summary))
+    long = judge_students(rows).long
+    ahead = long[long["measure"] == AHEAD].set_index("model")["value"]
+    assert ahead["weighted"] == 7 and np.isnan(ahead["older"]) and "live" not in ahead
 
 
 def test_rivals_are_pooled_with_the_same_care(left):

@@ -1,6 +1,8 @@
 """Run folders of other versions, and damaged ones: they open, resume and embed as before, or one line says why not."""
 
+import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.deploy.embed import embed_packs
 from rgb2pc_lib.errors import InputError, tell
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Config, Run, look_ahead_words, most_ahead
 from rgb2pc_lib.learning.train import train
 
 OLD = Path(__file__).with_name("old_run")  # finished by an earlier version, with its checkpoint of step 4 of 12
@@ -200,3 +202,33 @@ def test_weights_that_are_not_those_of_the_settings_are_named(data, tmp_path):
     run.file("config.json").write_text(CompactConfig(run="x").to_json())
     refused(lambda: run.config, "backbone", "no such setting here")
     refused(CompactRun(run.folder).compact, "weights of something else")
+
+
+# -- what a run saw of the future
+
+
+def test_a_run_says_what_it_saw_of_the_future(tmp_path):
+    """Windows of 4 frames, one apart, of VGGT: 12 frames an episode, the middle copy of each."""
+    made = tiny.make(tmp_path, "left", tasks=("push",), episodes=4)
+    for path in made.experts["left"].rglob("*.pt"):  # as others' packs are, which do not say it
+        pack = torch.load(path, weights_only=True)
+        del pack["meta"]["look_ahead"]
+        torch.save(pack, path)
+    workspace = dataclasses.replace(made, experts=dict(zip(("vggt", "dinov3"), made.experts.values(), strict=True)))
+    small = dict(steps=1, batch_size=8, student_tokens=4, fuse_dim=8, eval_every=0)
+    ahead = {}
+    for copy in ("middle", "last"):
+        list(train(Config(frame_copy=copy, save_dir=str(tmp_path / copy), **small).with_workspace(workspace)))
+        ahead[copy] = Run.open(tmp_path / copy).summary["look_ahead"]
+        words = look_ahead_words(Run.open(tmp_path / copy).summary)
+        assert words.startswith(f"Trained with a view of the future: vggt sees {ahead[copy]['vggt']['mean']:.1f} later")
+    assert ahead["middle"]["vggt"]["mean"] == pytest.approx((3 + 2 + 9 * 1 + 0) / 12)  # of two middles the later
+    assert ahead["last"]["vggt"]["mean"] == pytest.approx((3 + 2 + 1) / 12) and ahead["last"]["vggt"]["most"] == 3
+    assert ahead["middle"]["dinov3"]["most"] == 0 and most_ahead(Run.open(tmp_path / "last").summary) == 3
+
+
+def test_runs_of_before_say_what_their_names_tell(data, tmp_path):
+    run = old_run(tmp_path / "run", data)  # of experts "left" and "right"
+    assert "left may see later frames, which was not recorded" in look_ahead_words(run.summary)
+    assert math.isnan(most_ahead(run.summary))
+    assert look_ahead_words({"gates": {"dinov3": 0.5, "croco": 0.5}}) == "" and most_ahead({"gates": {"xfeat": 1}}) == 0

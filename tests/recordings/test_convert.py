@@ -381,6 +381,8 @@ def test_one_copy_reads_like_the_policy_that_chose_it(tmp_path, copy, dtype):
             assert torch.equal(new.frame(step, policy), old.frame(step, copy))
     assert any(not torch.equal(old.frame(s, "middle"), old.frame(s, "last")) for s in old.steps)
     assert new.meta["frame_copy"] == copy and new.meta["windows_of"] == old.shape[1] and new.box == old.box
+    expected = [[old.ahead[old.where(step, copy)]] for step in new.steps]
+    assert new.ahead.tolist() == expected and max(expected) > min(expected)  # how far each copy looked ahead stays
     assert tiny.contents(tmp_path / "old") == before
     assert run(tmp_path, frame_copy=copy) == (0, 1, [])
     other = {"middle": "last", "last": "middle"}[copy]

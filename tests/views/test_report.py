@@ -1,6 +1,8 @@
 import dataclasses
+import json
 import re
 import runpy
+import shutil
 
 import nbformat
 import pandas as pd
@@ -99,6 +101,17 @@ def test_runs_judged_on_other_steps_are_named(config, out, tmp_path):
         pass
     words = Report([Run.open(out / "moe-seed0"), Run.open(tmp_path / "other-split")]).words()
     assert words[-1] == "Not comparable with moe-seed0, as judged on other steps: other-split."
+
+
+def test_a_view_of_the_future_is_said(config, out, tmp_path):
+    shutil.copytree(out / "moe-seed0", tmp_path / "ahead")
+    run = Run.open(tmp_path / "ahead")
+    summary = run.summary
+    summary["look_ahead"]["left"] |= {"mean": 3.5, "most": 7}
+    run.file("summary.json").write_text(json.dumps(summary))
+    words = Report([Run.open(out / "weighted-seed0"), run]).words()
+    assert "moe: Trained with a view of the future: left sees 3.5 later frames on average, at most 7." in words[-1]
+    assert (Report([run]).experts_card()["frames ahead"] == "none").all()  # its packs are those that do not look ahead
 
 
 def test_nothing_and_unfinished_runs_are_refused(out, tmp_path):

@@ -78,5 +78,6 @@ def recorded_features(runs: Sequence[Run], source: Source) -> dict[str, list[np.
 
 
 def told() -> dict[str, list[Representation]]:
-    """Ceiling and floor, which need no features: what is told everything, and what is told of the robot alone."""
-    return {FULL_STATE: [State(tuple(STATE))], PROPRIOCEPTION: [State()]}
+    """What needs no features: ceiling, floor, and the ceiling told with errors, which shows what exactness takes."""
+    misplaced = {f"{FULL_STATE}, object {cm} cm off": [State(tuple(STATE), cm / 100)] for cm in (1, 2)}
+    return {FULL_STATE: [State(tuple(STATE))], PROPRIOCEPTION: [State()], **misplaced}

@@ -27,6 +27,7 @@ from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.compress import embed_pixels
 from rgb2pc_lib.deploy.embed import Embedder, live_tokens
 from rgb2pc_lib.deploy.frames import frame_cache
+from rgb2pc_lib.deploy.stream import ThroughExperts
 from rgb2pc_lib.encoders.clouds.extract_clouds import cloud_points, load_cloud_encoder
 from rgb2pc_lib.encoders.images import load_encoder
 from rgb2pc_lib.errors import InputError
@@ -102,13 +103,18 @@ class Representation(Hashable, Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """Arrays of the state files: with none this is what the robot knows of itself, which every head is told anyway."""
+    """Arrays of the state files: with none this is what the robot knows of itself, which every head is told anyway.
+
+    Told with an error (`off`, m, standard deviation along each axis of the object's place), it shows how exactly a
+    task must be seen. The error follows from the place, so an object that rests is misplaced by the same at each look.
+    """
 
     names: tuple[str, ...] = ()
+    off: float = 0.0
     cloud = False
 
     def made_from(self, source: Source) -> str:
-        return f"state {' '.join(self.names)} {source.digest}"
+        return f"state {' '.join(self.names)} {source.digest}" + (f" off {self.off}" if self.off else "")
 
     def features(self, source: Source) -> Fitted:
         keys, root = source.demonstrations.keys, source.config.workspace.root("state")
@@ -116,18 +122,25 @@ class State:
         missing = [k for k in self.names if k not in found]
         if missing:
             raise InputError(f"{root}: expected {', '.join(missing)} in every episode's file; leave it out")
-        return {"x": self._joined([found[k] for k in self.names], len(keys))}
+        return {"x": self._joined([self._misplaced(k, found[k]) for k in self.names], len(keys))}
 
     def _of(self, state):
         return [k for k in self.names if k in state]
+
+    def _misplaced(self, name: str, values: np.ndarray) -> np.ndarray:
+        if not self.off or name != "object":
+            return values
+        places = np.round(values * 1e3).astype(np.int64)  # mm: a place at rest trembles by less
+        draws = [np.random.default_rng(np.abs(p).tolist()).normal(0, self.off, len(p)) for p in places]
+        return values + np.stack(draws)
 
     def _joined(self, parts, n):
         return np.nan_to_num(np.concatenate([*parts, np.zeros((n, 0))], 1)).astype(np.float32)
 
     def live(self, fitted: Fitted, compression: Compression) -> Live:
         def through(seen: Sequence[Seen]) -> np.ndarray:
-            parts = [np.stack([np.reshape(s.state[k], -1) for s in seen]) for k in self.names]
-            return self._joined(parts, len(seen))
+            told = {k: np.stack([np.reshape(s.state[k], -1) for s in seen]) for k in self.names}
+            return self._joined([self._misplaced(k, values) for k, values in told.items()], len(seen))
 
         return through
 
@@ -166,9 +179,13 @@ class Student:
 
     def live(self, fitted: Fitted, compression: Compression) -> Live:
         embedder = Embedder.from_run(self.folder)
-        if embedder.together:
-            raise InputError(f"{self.folder}: has an expert that sees several frames at once, which no robot has yet")
-        return lambda seen: embedder(np.stack([compression(s.image) for s in seen]))
+        if embedder.together or embedder.live is None:
+            raise InputError(
+                f"{self.folder}: has an expert that sees several frames at once, and the loop's policies look too "
+                "seldom for that; leave it out"
+            )
+        live = embedder.live
+        return lambda seen: live([[compression(s.image)] for s in seen])[0].float().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -212,10 +229,11 @@ class SpatialTokens:
         student = run.student()[0].to(on)
         encoders = {name: _single(load_encoder(name, str(on))) for name in student.experts}
 
-        @torch.no_grad()
+        live = ThroughExperts(student, encoders, {}, self.side, fitted["at"])
+
         def through(seen: Sequence[Seen]) -> np.ndarray:
-            images = np.stack([compression(s.image) for s in seen])
-            found, _ = student.spatial(*live_tokens(encoders, images, fitted["at"]), side=self.side)
+            _, found = live([[compression(s.image)] for s in seen])
+            assert found is not None  # only a compact student has none
             return _reduce(found.flatten(1).cpu().numpy(), fitted)
 
         return through
@@ -302,7 +320,10 @@ class Teacher:
 
 def _single(encoder):
     if encoder.together:
-        raise InputError(f"expert '{encoder.name}': sees several frames at once, which no robot has yet; leave it out")
+        raise InputError(
+            f"expert '{encoder.name}': sees several frames at once, and the loop's policies look too seldom for that; "
+            "leave it out"
+        )
     return encoder
 
 

@@ -1,0 +1,125 @@
+"""How long a frame takes live, what of it takes how long, and the memory: through torch and ONNX, where they can run.
+
+Each way is measured in a fresh process that does nothing else, one frame of one camera at a time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rgb2pc_lib.deploy.compact import CompactRun, open_run
+from rgb2pc_lib.deploy.embed import Embedder
+from rgb2pc_lib.deploy.export import ThroughOnnx, onnx_devices
+from rgb2pc_lib.deploy.stream import Live, Stream
+from rgb2pc_lib.learning.prepare import pick_device
+from rgb2pc_lib.learning.runs import Run
+
+WHOLE = "whole frame"
+SIZE = 240, 320  # of the frames that stand in for a camera's
+_WARM = 5  # frames before those that count, beside the windows that are to be filled
+
+
+def profile(
+    run: Run | CompactRun | str | Path, device: str = "auto", weights: Mapping[str, str | Path] | None = None,
+    frames: Sequence[np.ndarray] = (), repeats: int = 50, threads: int = 1,
+) -> pd.DataFrame:  # fmt: skip
+    """What a frame costs, one line a way ("torch, cpu", "ONNX, cpu", ...) and part of the work.
+
+    Columns: way, part ("whole frame", then the experts and the student, or a compact student's resizing and network),
+    "ms, median", "ms, 95 %" (by the clock), "CPU ms" (of the processor, which other programs disturb little; NaN on a
+    GPU), share (of the whole), and of the whole "frames/s" and "memory, MB": the growth of a fresh process over the
+    libraries alone, or what was allocated on the GPU.
+
+    Args:
+        device: "cpu", "cuda" or "auto": all that there are.
+        weights: expert -> its official file or folder, for experts that do not bring their own.
+        frames: what the camera sees, again and again, `[H, W, 3]` uint8; none: noise of 240 x 320 pixels.
+        threads: of the processor.
+
+    Raises InputError as `Embedder.from_run` does. A run that was trained with a view of the future is measured as it
+    would run live.
+
+    >>> table = profile(compact, "cpu", repeats=3)  # doctest: +SKIP
+    >>> table["way"].unique().tolist(), table["part"].tolist()[:3]  # doctest: +SKIP
+    (['torch, cpu'], ['whole frame', 'resizing', 'network'])
+    """
+    run = open_run(run)
+    given = list(frames) or list(np.random.default_rng(0).integers(0, 256, (8, *SIZE, 3), np.uint8))
+    wanted = [str(pick_device(device))] if device != "auto" else ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    ways = [("torch", on) for on in wanted]
+    if run.file("model.onnx").exists():
+        ways += [("ONNX", on) for on in onnx_devices() if on in {name.split(":")[0] for name in wanted}]
+    tables = []
+    for engine, on in ways:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            measured = alone.submit(_measure, str(run.folder), engine, on, weights, given, repeats, threads).result()
+        tables.append(_table(f"{engine}, {on}", *measured))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _measure(
+    folder: str, engine: str, device: str, weights: Mapping[str, str | Path] | None, frames: list[np.ndarray],
+    repeats: int, threads: int,
+) -> tuple[list[dict[str, tuple[float, float]]], float]:  # fmt: skip
+    """Of each frame, part -> seconds by the clock and of the processor; and the memory in MB."""
+    torch.set_num_threads(threads)
+    gpu, before = device.startswith("cuda"), peak_memory()
+    live: Live | None
+    if engine == "ONNX":
+        live = ThroughOnnx(Path(folder) / "model.onnx", threads, device.split(":")[0])
+    else:
+        live = Embedder.from_run(folder, device, dict(weights or {})).live
+    assert live is not None  # every embedder of a run has one
+    parts: dict[str, tuple[float, float]] = {}
+    last = 0.0, 0.0
+
+    def now() -> tuple[float, float]:
+        if gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
+
+    def done(part: str) -> None:
+        nonlocal last
+        clock, processor = now()
+        parts[part] = clock - last[0], processor - last[1]
+        last = clock, processor
+
+    stream, rows = Stream(live, done=done), []
+    for n in range(_WARM + live.keeps + repeats):
+        parts.clear()
+        start = last = now()
+        stream(frames[n % len(frames)])
+        end = now()
+        rows.append({WHOLE: (end[0] - start[0], end[1] - start[1]), **parts})
+    memory = torch.cuda.max_memory_allocated() / 2**20 if gpu and engine == "torch" else peak_memory() - before
+    return rows[-repeats:], memory
+
+
+def _table(way: str, rows: list[dict[str, tuple[float, float]]], memory: float) -> pd.DataFrame:
+    lines = []
+    total = sum(row[WHOLE][0] for row in rows)
+    for part in rows[0]:
+        clock, processor = 1000 * np.array([row[part] for row in rows]).T
+        whole = {"frames/s": 1000 / np.median(clock), "memory, MB": memory} if part == WHOLE else {}
+        lines.append(
+            {"way": way, "part": part, "ms, median": np.median(clock), "ms, 95 %": np.percentile(clock, 95),
+             "CPU ms": np.nan if "cuda" in way else np.median(processor), "share": clock.sum() / 1000 / total, **whole}
+        )  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process in MB; NaN where the system does not tell (it is Linux that does)."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    except (OSError, StopIteration):
+        return float("nan")

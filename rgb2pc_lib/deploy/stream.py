@@ -1,0 +1,186 @@
+"""Frames as they come: one moment of one camera, or of several, to the embedding and the spatial tokens of that moment.
+
+Experts that see single frames need nothing of the past. Those of causal windows attend over all frames of a window,
+both ways, so nothing of theirs that is kept would stay exact when a frame is added: the last frames themselves are
+kept, and seen anew, as they were at extraction (`encoders.encode.past`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rgb2pc_lib.data.pictures import as_rgb, pixels_of
+from rgb2pc_lib.deploy.backbones import Compact
+from rgb2pc_lib.deploy.frames import resized
+from rgb2pc_lib.deploy.lookup import at_places
+from rgb2pc_lib.encoders.images import ImageEncoder
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.models import Student
+
+Done = Callable[[str], None]  # told of each part of the work as it is done, in turn: the name of an expert, "student"
+
+
+class Look(NamedTuple):
+    """What a student makes of one moment; with a first axis of n for n cameras."""
+
+    embedding: np.ndarray  # [E] float32
+    spatial: np.ndarray | None  # [S * S, D] float32, S x S blocks of the image row by row; None of a compact student
+
+
+class Live(Protocol):
+    """What turns moments into embeddings: a student behind its experts, or a compact student."""
+
+    @property
+    def keeps(self) -> int:
+        """How many frames it sees at once, the newest among them."""
+
+    def __call__(self, pasts: Sequence[Sequence[np.ndarray]], done: Done = ...) -> tuple[Tensor, Tensor | None]:
+        """`[n, E]` and `[n, S * S, D]` of n cameras' last frames `[H, W, 3]` uint8, oldest first, all of one size."""
+
+
+def _nobody(part: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class ThroughExperts:
+    """A student behind its experts' encoders."""
+
+    student: Student
+    encoders: dict[str, ImageEncoder]
+    windows: Mapping[str, int]  # frames seen at once, of those experts that see several together
+    side: int = 4  # S, of the spatial tokens
+    at: np.ndarray | None = None  # [K, 2] places that are looked at; none: those at which steps are embedded
+
+    @property
+    def keeps(self) -> int:
+        return max(self.windows.values(), default=1)
+
+    @torch.no_grad()
+    def __call__(self, pasts: Sequence[Sequence[np.ndarray]], done: Done = _nobody) -> tuple[Tensor, Tensor | None]:
+        now, grids = torch.from_numpy(np.stack([past[-1] for past in pasts])), {}
+        for name, encoder in self.encoders.items():
+            if encoder.together:
+                seen = (torch.from_numpy(np.stack(past[-self.windows[name] :])) for past in pasts)
+                grids[name] = torch.cat([encoder(window)[-1:] for window in seen])
+            else:
+                grids[name] = encoder(now)
+            done(name)
+        tokens, present, positions = at_places(self.encoders, grids, (now.shape[1], now.shape[2]), self.at)
+        hidden = self.student.hidden(tokens, positions)
+        embedding = self.student.fuse(hidden, present, positions).embedding
+        spatial, _ = self.student.coarse(hidden, present, positions, self.side)
+        done("student")
+        return embedding, spatial
+
+
+@dataclass(frozen=True)
+class ThroughPixels:
+    """A compact student, which sees the frame itself."""
+
+    network: Compact
+    keeps = 1
+
+    @torch.no_grad()
+    def __call__(self, pasts: Sequence[Sequence[np.ndarray]], done: Done = _nobody) -> tuple[Tensor, Tensor | None]:
+        small = torch.from_numpy(np.stack([resized(past[-1], self.network.size) for past in pasts]))
+        done("resizing")
+        embedding = self.network(small.to(self.network.head.weight.device))
+        done("network")
+        return embedding, None
+
+
+class Stream:
+    """One camera, or `cameras` of them at once, whose frames come one after the other.
+
+    It keeps as many frames of each as its experts see at once; `reset` forgets them, between episodes.
+    Raises InputError for less than one camera.
+
+    >>> stream = Embedder.from_run(compact).stream()
+    >>> stream(np.zeros((120, 160, 3), np.uint8)).embedding.shape  # a frame in, [E] out
+    (16,)
+    >>> both = Embedder.from_run(compact).stream(cameras=2)
+    >>> both([np.zeros((120, 160, 3), np.uint8), np.zeros((48, 64, 3), np.uint8)]).embedding.shape
+    (2, 16)
+    """
+
+    def __init__(self, live: Live, cameras: int | None = None, done: Done = _nobody):
+        if cameras is not None and cameras < 1:
+            raise InputError(f"expected at least 1 camera, found {cameras}; leave it out for one")
+        self.live, self.cameras, self.done = live, cameras, done
+        self.pasts = [deque[np.ndarray](maxlen=live.keeps) for _ in range(1 if cameras is None else cameras)]
+
+    def __call__(self, frame: Any) -> Look:
+        """What is seen now. `frame` is a camera's next, or with `cameras` a sequence with the next of each.
+
+        A frame is a PIL image, or an array or tensor: `[H, W, 3]` or `[3, H, W]`, uint8 or fractions from 0 to 1.
+        Any size will do, but for an expert that sees several together a camera's must stay the same until `reset`.
+        Raises InputError otherwise.
+        """
+        frames = [frame] if self.cameras is None else list(frame)
+        if len(frames) != len(self.pasts):
+            raise InputError(f"expected a frame of each of {len(self.pasts)} cameras, found {len(frames)}")
+        for number, (past, image) in enumerate(zip(self.pasts, map(as_frame, frames), strict=True)):
+            if self.live.keeps > 1 and past and past[-1].shape != image.shape:
+                sizes = (f"{shape[1]} x {shape[0]}" for shape in (past[-1].shape, image.shape))
+                raise InputError(
+                    f"camera {number}: expected {next(sizes)} pixels as before, found {next(sizes)}; "
+                    "reset() the stream where an episode begins"
+                )
+            past.append(image)
+        embedding, spatial = self._look()
+        if self.cameras is None:
+            return Look(embedding[0], None if spatial is None else spatial[0])
+        return Look(embedding, spatial)
+
+    def reset(self, cameras: Iterable[int] | None = None) -> None:
+        """Forget what was seen, by all cameras or by those of some numbers: before a new episode."""
+        for number in range(len(self.pasts)) if cameras is None else cameras:
+            self.pasts[number].clear()
+
+    def _look(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Cameras of one size in one batch."""
+        sizes = [past[-1].shape for past in self.pasts]
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for size in dict.fromkeys(sizes):
+            alike = [i for i, other in enumerate(sizes) if other == size]
+            embedding, spatial = self.live([list(self.pasts[i]) for i in alike], self.done)
+            for row, i in enumerate(alike):
+                found[i] = embedding[row], None if spatial is None else spatial[row]
+        rows = [found[i] for i in range(len(self.pasts))]
+        coarse = [spatial for _, spatial in rows if spatial is not None]
+        return _numpy([embedding for embedding, _ in rows]), _numpy(coarse) if coarse else None
+
+
+def _numpy(rows: list[Tensor]) -> np.ndarray:
+    stacked: np.ndarray = torch.stack(rows).float().cpu().numpy()
+    return stacked
+
+
+def as_frame(frame: Any) -> np.ndarray:
+    """A frame as RGB `[H, W, 3]` uint8; see `Stream`. Raises InputError for what is none.
+
+    >>> as_frame(torch.full((3, 4, 5), 0.5)).shape, as_frame(Image.new("L", (5, 4))).shape
+    ((4, 5, 3), (4, 5, 3))
+    """
+    if isinstance(frame, Image.Image):
+        return pixels_of(frame)
+    array = frame.detach().cpu().numpy() if isinstance(frame, Tensor) else np.asarray(frame)
+    if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
+        array = array.transpose(1, 2, 0)
+    fractions = array.dtype.kind == "f" and array.size and 0 <= array.min() and array.max() <= 1
+    if array.ndim != 3 or array.shape[2] != 3 or not (array.dtype == np.uint8 or fractions):
+        spread = f" from {array.min():g} to {array.max():g}" if array.dtype.kind in "iuf" and array.size else ""
+        raise InputError(
+            f"expected a frame [H, W, 3] or [3, H, W], uint8 or fractions from 0 to 1, found {list(array.shape)} in "
+            f"{array.dtype}{spread}; convert it"
+        )
+    return as_rgb(array, "frame")

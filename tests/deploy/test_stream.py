@@ -1,0 +1,191 @@
+"""A camera's frames one at a time: what comes out is what packs extracted beforehand give, for every expert."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import tiny_weights
+import torch
+from PIL import Image
+
+from rgb2pc_lib.data.packs import FeaturePack, list_packs
+from rgb2pc_lib.data.pairing import pair
+from rgb2pc_lib.data.pictures import read_image
+from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, ordered_plans
+from rgb2pc_lib.data.workspace import SAMPLE, Workspace
+from rgb2pc_lib.deploy.backbones import Compact
+from rgb2pc_lib.deploy.embed import Embedder, embed_packs, every_step
+from rgb2pc_lib.deploy.stream import Stream, ThroughExperts, ThroughPixels, as_frame
+from rgb2pc_lib.encoders.encode import past
+from rgb2pc_lib.encoders.extract import extract, list_frames
+from rgb2pc_lib.encoders.images import EXPERTS, STANDINS, load_encoder
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.models import Student
+from rgb2pc_lib.learning.runs import Config, Run, build_student
+
+OFFICIAL = sorted(set(EXPERTS) - set(STANDINS))
+WINDOW, STEPS = 3, 5
+
+
+@pytest.fixture(scope="module")
+def rgb(tmp_path_factory):
+    """Episodes of 5 and of 2 frames: bands of the sample's, 16 x 112 pixels, so that few tokens have to be made."""
+    root = tmp_path_factory.mktemp("rgb")
+    found = list_frames(Workspace.load(SAMPLE).rgb, ["hammer"]).items()
+    for ((task, episode), files), steps in zip(found, (STEPS, 2), strict=False):
+        (root / task / episode).mkdir(parents=True)
+        for file in files[:steps]:
+            Image.fromarray(read_image(file)[104:120, 56:168]).save(root / task / episode / f"{file.stem}.png")
+    return root
+
+
+def images(rgb, episode):
+    return [read_image(file) for file in list_frames(rgb)["hammer", episode]]
+
+
+def finished(folder, workspace, copy="middle"):
+    """A run with random weights on a workspace's packs, as if it had been trained."""
+    pairing = pair(workspace, teacher=False)
+    config = Config(fusion="moe", fuse_dim=24, frame_copy=copy, save_dir=str(folder)).with_workspace(workspace)
+    folder.mkdir()
+    run = Run(folder)
+    run.file("config.json").write_text(config.to_json())
+    run.save_student(build_student(config, pairing.channels, 16), pairing.channels, torch.zeros(16))
+    seen = {name: sight._asdict() for name, sight in pairing.look_ahead(copy).items()}
+    told = {"n_train": 1, "n_held_out": 1, "held-out": {}, "look_ahead": seen, "gates": dict.fromkeys(seen, 1.0)}
+    run.file("summary.json").write_text(json.dumps(told))
+    return run
+
+
+def offline(run, workspace):
+    """(episode, step) -> its embedding and its spatial tokens, from packs."""
+    keys, embeddings = embed_packs(run, workspace)
+    samples, student = every_step(pair(workspace, teacher=False)), run.student()[0]
+    at = embedding_lattice(samples.pairing.finest_grid)
+    with torch.no_grad():
+        batches = Gatherer(samples, run.config.frame_copy).run(ordered_plans(samples, np.arange(len(samples)), 4, at))
+        spatial = torch.cat([student.spatial(b.tokens, b.present, b.positions)[0].clone() for b in batches]).numpy()
+    rows = zip(keys["episode"], keys["step"], embeddings, spatial, strict=True)
+    return {(episode, step): both for episode, step, *both in rows}
+
+
+def agree(look, expected):
+    for found, wanted in zip(look, expected, strict=True):
+        assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_online_equals_offline(name, rgb, tmp_path, monkeypatch):
+    if missing := [m for m in tiny_weights.NEEDS[name] if importlib.util.find_spec(m) is None]:
+        pytest.skip(f"expert '{name}' needs {', '.join(missing)}")
+    weights = tiny_weights.save(name, tmp_path / "weights")
+    encoder = load_encoder(name, weights=weights)
+    how = dict(window=WINDOW, causal=True, dtype="fp32", progress=False)
+    extract(encoder, rgb, tmp_path / "packs", **how)
+    workspace = Workspace(experts={name: tmp_path / "packs"}, rgb=rgb, name="causal")
+    pack = FeaturePack.open(list_packs(tmp_path / "packs")["hammer", "episode_0000"])
+    assert pack.shape[:2] == (STEPS, 1) and not pack.ahead.any() and pack.meta["causal"] and pack.ahead_told
+    run = finished(tmp_path / "run", workspace)
+    expected = offline(run, workspace)
+    embedder = Embedder.from_run(run, weights={name: weights})
+    assert embedder.together == encoder.together and not embedder.look_ahead
+    stream = embedder.stream()
+    for episode in ("episode_0000", "episode_0001"):
+        stream.reset()
+        for number, image in enumerate(images(rgb, episode)):
+            agree(stream(image), expected[episode, f"step_{number:04d}"])
+    direct = embedder(np.stack(images(rgb, "episode_0000")))  # a whole episode at once, cut as the run's packs were
+    agree([direct], [np.stack([expected["episode_0000", f"step_{n:04d}"][0] for n in range(STEPS)])])
+    if encoder.together:  # the past matters
+        alone = embedder.stream()(images(rgb, "episode_0001")[1]).embedding
+        wanted = expected["episode_0001", "step_0001"][0]
+        assert np.abs(alone - wanted).max() > 2e-3 * np.abs(wanted).max()
+
+
+def test_the_first_frames_have_shorter_windows():
+    assert [list(past(i, 3)) for i in range(5)] == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
+
+
+def test_what_was_trained_with_a_view_of_the_future_is_not_streamed(rgb, tmp_path):
+    weights = tiny_weights.save("vggt", tmp_path / "weights")
+    encoder = load_encoder("vggt", weights=weights)
+    extract(encoder, rgb, tmp_path / "packs", window=WINDOW, stride=1, progress=False)
+    workspace = Workspace(experts={"vggt": tmp_path / "packs"}, rgb=rgb, name="windows")
+    for copy, ahead in (("middle", "0.9"), ("last", "0.6")):  # 2 1 1 1 0 and 1 0; 2 1 0 0 0 and 1 0
+        run = finished(tmp_path / copy, workspace, copy)
+        embedder = Embedder.from_run(run, weights={"vggt": weights})
+        assert f"vggt sees {ahead} later frames on average" in embedder.look_ahead
+        with pytest.raises(InputError, match=f"{copy}: Trained with a view of the future: .* --causal and train again"):
+            embedder.stream()
+    summary = run.summary
+    del summary["look_ahead"]  # a run of before that was recorded
+    run.file("summary.json").write_text(json.dumps(summary))
+    with pytest.raises(InputError, match="vggt may see later frames, which was not recorded"):
+        Embedder.from_run(run, weights={"vggt": weights}).stream()
+
+
+# -- several cameras, and what a frame may be
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """A student of VGGT, which sees windows, and of CroCo."""
+    encoders = {
+        name: load_encoder(name, weights=tiny_weights.save(name, tmp_path_factory.mktemp(name)))
+        for name in ("vggt", "croco")
+    }
+    student = Student({name: encoder.channels for name, encoder in encoders.items()}, 8, width=12).eval()
+    return ThroughExperts(student, encoders, {"vggt": WINDOW}, side=2)
+
+
+def test_cameras_side_by_side_are_cameras_alone(live, rgb):
+    """Of two sizes, one of them reset on the way."""
+    left = images(rgb, "episode_0000")
+    right = [image[:, :56] for image in left[::-1]]
+    both, alone = Stream(live, cameras=3), [Stream(live) for _ in range(3)]
+    for step in range(4):
+        if step == 2:
+            both.reset([1])
+            alone[1].reset()
+        frames = [left[step], right[step], left[step + 1]]
+        found = both(frames)
+        assert found.embedding.shape == (3, 8) and found.spatial.shape == (3, 4, 12)
+        for i, (stream, frame) in enumerate(zip(alone, frames, strict=True)):
+            agree((found.embedding[i], found.spatial[i]), stream(frame))
+
+
+def test_frames_in_every_form_are_the_same_frame(live, rgb):
+    image = images(rgb, "episode_0000")[0]
+    forms = [
+        image, Image.fromarray(image), torch.from_numpy(image), torch.from_numpy(image).permute(2, 0, 1),
+        torch.from_numpy(image).permute(2, 0, 1) / 255, image.astype(np.float64) / 255, image[:, ::-1][:, ::-1],
+    ]  # fmt: skip
+    for form in forms:
+        assert np.array_equal(as_frame(form), image) and as_frame(form).dtype == np.uint8
+    assert np.array_equal(as_frame(Image.fromarray(image[..., 0])), np.repeat(image[..., :1], 3, 2))  # grey
+    wrong = [image[..., 0], image.astype(np.float32), image.astype(np.int64), np.zeros((2, 4, 4, 3), np.uint8), "frame"]
+    for form in [*wrong, np.full((4, 4, 3), np.nan)]:
+        with pytest.raises(InputError, match=r"expected a frame \[H, W, 3\] or \[3, H, W\], uint8 or fractions"):
+            as_frame(form)
+
+
+def test_a_stream_says_what_is_wrong_with_its_frames(live, rgb):
+    image = images(rgb, "episode_0000")[0]
+    stream = Stream(live, cameras=2)
+    with pytest.raises(InputError, match="expected a frame of each of 2 cameras, found 1"):
+        stream([image])
+    stream([image, image])
+    with pytest.raises(InputError, match=r"camera 1: expected 112 x 16 pixels as before, found 64 x 16; reset\(\)"):
+        stream([image, image[:, :64]])
+
+
+def test_a_compact_student_streams_frames_of_any_size():
+    network = Compact("resnet18", 32, 8).eval()
+    stream, rng = Stream(ThroughPixels(network)), np.random.default_rng(0)
+    for height, width in ((20, 30), (64, 48)):
+        frame = rng.integers(0, 256, (height, width, 3), np.uint8)
+        small = np.array(Image.fromarray(frame).resize((32, 32), Image.Resampling.BILINEAR))
+        found = stream(frame)
+        expected = network(torch.from_numpy(small)[None]).detach().numpy()[0]
+        assert found.spatial is None and np.allclose(found.embedding, expected, atol=1e-6)
