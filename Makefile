@@ -8,7 +8,7 @@ EXPERTS := efficientnet xfeat daisy simdepth
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install features demo compact report test lab docs gallery record proof-data teacher simdepth tables proof bench clean
+.PHONY: help install features demo compact report figures test lab docs gallery record proof-data teacher simdepth tables proof bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  make \1\t/' | expand -t 18
@@ -53,7 +53,11 @@ compact: $(VENV)/compact demo  ## distil a judged student into one small network
 	$(BIN)/python tools/judge_compact.py runs/compact/own-frames runs/compact/more-frames
 
 report: features  ## one HTML page about the judged runs, for sharing: runs/report.html
-	$(BIN)/python tools/report.py --notebook figures/report.ipynb
+	$(BIN)/python tools/report.py --notebook runs/report.ipynb
+
+figures: report  ## put what notebooks, report and `make tables` made last into figures/, which README and pages show
+	cp runs/figures/*.png runs/figures/*.json $(wildcard $(addprefix runs/loop/,*.png closed_loop.json films.json)) runs/report.ipynb figures/
+	for kind in png json; do test ! -f runs/proof/judgement.$$kind || cp runs/proof/judgement.$$kind figures/proof.$$kind; done
 
 lab: features  ## open the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.
@@ -99,7 +103,7 @@ simdepth: $(VENV)/sim  ## train the geometry expert anew on the same recordings,
 STUDENTS ?= --steps 1000 --set pooling=attention student_tokens=128
 tables: proof-data  ## the tables of "What works": students judged and settings compared on `make proof-data` (3 hours)
 	$(BIN)/python tools/ablate.py --workspace data/proof.toml --out runs/ablations --steps 800
-	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof $(STUDENTS) --figure proof
+	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof $(STUDENTS)
 
 LOOP := $(BIN)/python tools/proof.py $(if $(QUICK),--quick,$(STUDENTS)) $(LOOP_FLAGS)
 proof: $(if $(QUICK),features $(VENV)/sim,tables)  ## the closed loop: roll out policies on every representation (4 hours; QUICK=1: 5 minutes)

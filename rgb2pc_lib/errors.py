@@ -22,6 +22,10 @@ class InputError(ValueError):
     rgb2pc_lib.errors.InputError: x.pt: expected a dict with 'per_frame_features', found a list; re-extract this episode
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the sentence, not the way to it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class CannotWriteError(InputError):
     """Nothing more can be written, as on a full disk: work on many items stops here, rather than fail with each."""

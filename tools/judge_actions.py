@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from rgb2pc_lib import InputError, Run, Workspace
-from rgb2pc_lib.data.workspace import RUNS, SAMPLE
+from rgb2pc_lib.data.workspace import SAMPLE, home
 from rgb2pc_lib.judging.loop.actions import error_table, held_out_errors
 from rgb2pc_lib.judging.loop.compared import recorded_features
 from rgb2pc_lib.judging.loop.demonstrations import CHUNK, Demonstrations
@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--head_steps", type=int, default=HeadSettings().steps, help="of a head (default: %(default)s)")
     p.add_argument("--chunk", type=int, default=CHUNK, help="actions foretold at once (default: %(default)s)")
     p.add_argument("--against", help="what all are compared with (default: the first expert, pooled)")
-    p.add_argument("--out", type=Path, default=RUNS / "actions.csv", help="default: runs/actions.csv")
+    p.add_argument("--out", type=Path, help="default: runs/actions.csv; of MINE.toml runs/MINE/actions.csv")
     a = p.parse_args(argv)
+    a.out = a.out or home(a.workspace) / "actions.csv"
     try:
         workspace = Workspace.load(a.workspace)
         runs = [Run.open(folder) for folder in a.runs]

@@ -3,7 +3,7 @@
     python tools/judge_compact.py runs/compact/own-frames runs/compact/more-frames
 
 Prints quality, costs and the share of the fused student's advantage over the best expert that each one keeps; leaves
-ledger.csv in each folder and a figure in figures/. Exports to ONNX what is not exported yet.
+ledger.csv in each folder and a figure beside the first. Exports to ONNX what is not exported yet.
 """
 
 import argparse
@@ -20,28 +20,29 @@ from rgb2pc_lib.views.plots import save_figure
 def main(argv=None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("runs", nargs="+", help="folders of compact students")
-    p.add_argument("--figure", default="compact", help="name of the figure in figures/ (default: %(default)s)")
     a = p.parse_args(argv)
     try:
         runs = {f"compact, {(run := CompactRun.open(folder)).name}": run for folder in a.runs}
         for run in runs.values():
             if not run.file("model.onnx").exists():
                 export_run(run)
-        table = judge(runs)
+        ledger = judge(runs)
     except InputError as e:
         print(f"judge_compact: {e}", file=sys.stderr)
         return 2
+    table = ledger.long
     wide = table.pivot_table(index="measure", columns="hop", values="value", sort=False)
     print(wide[table["hop"].unique()].to_string(float_format=lambda v: f"{v:.3f}", na_rep="-"))
     for name in runs:
         print(f"\n{name}: advantage kept = (compact - best expert) / (fused - best expert)\n")
-        kept = advantage_kept(table, name)
+        kept = advantage_kept(ledger, name)
         print(kept.to_string(index=False, float_format=lambda v: f"{v:.3f}", na_rep="no advantage"))
     for run in runs.values():
         if ahead := look_ahead_words(run.summary):
             print(f"\n{run.name}: its fused student was not live. {ahead}")
     made = {name: os.path.relpath(run.folder) for name, run in runs.items()}
-    print("\nfigure:", os.path.relpath(save_figure(ledger_figure(table), a.figure, runs=made)))
+    beside = next(iter(runs.values())).folder.parent
+    print("\nfigure:", os.path.relpath(save_figure(ledger_figure(table), "compact", beside, runs=made)))
     return 0
 
 

@@ -37,7 +37,7 @@ from rgb2pc_lib.views.notebook import train_missing
 from rgb2pc_lib.views.plots import save_figure
 
 QUICK = {
-    "workspace": SAMPLE, "runs": RUNS / "proof-quick", "out": RUNS / "loop-quick", "figure": "",
+    "workspace": SAMPLE, "runs": RUNS / "proof-quick", "out": RUNS / "loop-quick",
     "tasks": ["drawer-open", "button-press-topdown"], "seeds": 1, "steps": 60, "rollouts": 4, "heads": 1,
     "head_steps": 500, "only": ["full state", "proprioception", "teacher", "weighted", "efficientnet"],
 }  # fmt: skip
@@ -65,7 +65,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--first_seed", type=int, default=9000, help="of the scenes (default: %(default)s)")
     p.add_argument("--scenes", type=int, default=8, help="side by side in a process (default: %(default)s)")
     p.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 2), help="default: %(default)s")
-    p.add_argument("--figure", default="closed_loop", help="name of the figure in figures/ (default: %(default)s)")
     p.add_argument("--quick", action="store_true", help="five minutes on the sample: the machine, not the answer")
     if "--quick" in (sys.argv[1:] if argv is None else argv):
         p.set_defaults(**QUICK)
@@ -112,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     scene = functools.partial(sim.Scene, config=sim.RecordConfig(**recorded))
     tasks = a.tasks or [*source.demonstrations.horizons]
     follow(prove(chosen(every, a.only), source, scene, a.out, tasks, settings))
-    report(a.out, a.runs, a.figure)
+    report(a.out, a.runs)
 
 
 def follow(progress) -> None:
@@ -130,7 +129,7 @@ def follow(progress) -> None:
         print(f"{bar.n} roll-outs in {(time.monotonic() - begun) / 60:.1f} min")
 
 
-def report(out: Path, runs: Path, figure: str) -> None:
+def report(out: Path, runs: Path) -> None:
     """Every table, on the screen and as CSV in the folder."""
     table, baselines = read_proof(out)
     names = list(dict.fromkeys(table["representation"]))
@@ -147,9 +146,8 @@ def report(out: Path, runs: Path, figure: str) -> None:
         if name != "cells" and len(one):
             print(f"\n{name}, intervals of 95 % over tasks, head seeds and roll-outs:\n")
             print(one.to_string(index=False, float_format=lambda v: f"{v:.2f}", na_rep="-"))
-    if figure:
-        shown = save_figure(success_figure(tables["cells"]), figure, out=os.path.relpath(out), roll_outs=len(table))
-        print(f"\nfigure: {os.path.relpath(shown)}")
+    made = {"out": os.path.relpath(out), "roll_outs": len(table)}
+    print(f"\nfigure: {os.path.relpath(save_figure(success_figure(tables['cells']), 'closed_loop', out, **made))}")
 
 
 if __name__ == "__main__":

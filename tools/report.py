@@ -17,7 +17,7 @@ import nbformat
 
 from rgb2pc_lib import InputError, Run, Workspace
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.workspace import RUNS, SAMPLE, portable
+from rgb2pc_lib.data.workspace import SAMPLE, home, portable
 from rgb2pc_lib.views.report import Report
 from rgb2pc_lib.views.report_html import execute, static_copy, write_html
 
@@ -27,10 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--runs", nargs="+", type=Path, default=[], help="finished runs, the most important first")
     p.add_argument("--workspace", type=Path, default=SAMPLE, help="TOML file (default: the sample)")
     p.add_argument("--seeds", type=int, default=3, help="seeds of the judged runs (default: 3)")
-    p.add_argument("--out", type=Path, default=RUNS / "report.html", help="the file (default: runs/report.html)")
+    p.add_argument("--out", type=Path, help="the file (default: runs/report.html; of MINE.toml runs/MINE/report.html)")
     p.add_argument("--title", default="rgb2pc report", help="title of the page (default: %(default)s)")
     p.add_argument("--notebook", type=Path, help="keep the executed notebook here: its texts, tables, pictures")
     a = p.parse_args(argv)
+    a.out = a.out or home(a.workspace) / "report.html"
     folders = [portable(folder) for folder in a.runs]
     try:
         if folders:

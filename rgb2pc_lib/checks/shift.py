@@ -155,6 +155,19 @@ def verdicts(checks: Iterable[ShiftCheck]) -> pd.DataFrame:
     return out.sort_values(["flagged", "suspicion"], ascending=False, kind="stable", ignore_index=True)
 
 
+def what_first(checks: list[ShiftCheck]) -> str:
+    """What to do before training, from the verdicts: which episodes to look at, and by which check each is flagged."""
+    found = pd.concat([check.table.assign(by=check.name) for check in checks])
+    found = found[found["flagged"]]
+    if found.empty:
+        return "Train: no episode is flagged as shifted."
+    words = [
+        f"{task}/{episode} (" + ", ".join(f"by {row.by} {row.shift:+d}" for row in rows.itertuples()) + ")"
+        for (task, episode), rows in found.groupby(["task", "episode"])
+    ]
+    return f"Look at {len(words)} flagged episode(s) first, and exclude or shift what is wrong: {', '.join(words)}."
+
+
 def shift_checks(workspace: Workspace, pairing: Pairing, **options) -> list[ShiftCheck]:
     """Both checks, or `feature_check` alone where there are no images, or no clouds with colours and uv.
 

@@ -140,6 +140,20 @@ class Workspace:
         return replace(self, experts={e: self.experts[e] for e in experts})
 
 
+def home(workspace: str | Path = SAMPLE, out: str | Path | None = None) -> Path:
+    """The folder of all that is made from a workspace file: trainings, figures, reports.
+
+    `RUNS` for the bundled sample, and a folder there for any other workspace, called like its file; or `out`, counted
+    from the project's folder.
+
+    >>> portable(home("data/mine.toml")), portable(home("data/mine.toml", out="elsewhere"))
+    ('runs/mine', 'elsewhere')
+    """
+    if out:
+        return PROJECT / Path(out).expanduser()
+    return RUNS if Path(workspace).resolve() == SAMPLE else RUNS / Path(workspace).stem
+
+
 def portable(path: str | Path | None) -> str:
     """A path as it is written into a run's config: from the project's folder where it lies below it, else absolute.
 

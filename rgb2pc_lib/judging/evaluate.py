@@ -149,7 +149,7 @@ def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
 def line_up(config: Config, seeds: int, out: Path, ablations: bool = False) -> list[tuple[str, Config]]:
     """(row name, config) of every training behind the table: both fusions, each expert alone, the control.
 
-    With `ablations` also "uniform" (equal weights) and "moe without <expert>", where there is more than one expert.
+    With `ablations` also "uniform" (equal weights), and of three experts or more "moe without <expert>".
     Nothing is trained: that is for `train` (or `train_line_up`, which skips what is finished).
 
     >>> [name for name, _ in line_up(config, seeds=1, out=folder)]
@@ -170,10 +170,10 @@ def singles(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def without_each(config: Config) -> dict[str, dict[str, Any]]:
-    """What makes a student without each of a config's experts, by row name; none where there is one expert."""
+    """What makes a student without each of a config's experts, by row name; of two, that would be the other alone."""
     roots = config.vis_roots
     rest = {k: {other: root for other, root in roots.items() if other != k} for k in roots}
-    return {f"without {k}": {"vis_roots": others} for k, others in rest.items() if others}
+    return {f"without {k}": {"vis_roots": others} for k, others in rest.items() if len(others) > 1}
 
 
 def over_seeds(config: Config, students: dict[str, dict[str, Any]], seeds: int, out: Path) -> list[tuple[str, Config]]:

@@ -1,7 +1,7 @@
 """The gates of a trained run: which expert is trusted where and when, and what is lost without it.
 
 A gate is a share: at every place of every step the gates of all experts sum to one. With weighted fusion they are the
-same everywhere; with MoE each place has its own. Nothing is drawn here; see `gates_view`.
+same everywhere; with MoE each place has its own. Nothing is drawn here; see `views.gates`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from tqdm.auto import tqdm
 
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, lattice, ordered_plans
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.verdicts import interval
+from rgb2pc_lib.judging.verdicts import APART, figures, interval, told
 from rgb2pc_lib.learning.metrics import mean_cosine, retrieval
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Run
 
 DEAD, SELDOM = 0.05, 0.01  # an expert is dead when its gate is above DEAD at less than the share SELDOM of places
+ALIKE = 0.95  # agreement by chance from which on two runs have nothing to agree on
 _BATCH = 32
 
 
@@ -198,6 +199,22 @@ def same_leader(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     return float((a == b).mean()), float(shares[0] @ shares[1])
 
 
+def shared_trust(ours: np.ndarray, theirs: np.ndarray, keys: pd.DataFrame) -> dict[str, float | str]:
+    """`same_leader` of two runs over the samples that `keys` names, and whether they agree beyond chance.
+
+    "they agree": more than by chance, less, or not told apart, by a 95 % t-interval over episodes. Where one expert
+    leads nearly everywhere in both, agreement says nothing, and so does the line.
+    """
+    same, chance = same_leader(ours, theirs)
+    by_sample = (ours.argmax(-1) == theirs.argmax(-1)).mean((1, 2))  # [n]
+    episodes = pd.Series(by_sample).groupby([keys["task"], keys["episode"]]).mean().to_numpy()
+    low, high = interval(episodes - chance)
+    said = {"better": "more than by chance", "worse": "less than by chance"}.get(told(low, high), APART)
+    said = said if chance < ALIKE else "nothing to tell: one expert leads nearly everywhere"
+    return {"same leading expert": same, "by chance": chance, "low": chance + low, "high": chance + high,
+            "they agree": said}  # fmt: skip
+
+
 def gate_means(run: Run, by: str = "task", bins: int = 5) -> pd.DataFrame:
     """Mean gate of each expert by "task" or by "progress" (share of the episode that is over), over episodes.
 
@@ -230,7 +247,7 @@ def gate_means(run: Run, by: str = "task", bins: int = 5) -> pd.DataFrame:
 def switch_off(run: Run, progress: bool = True) -> pd.DataFrame:
     """Held-out retrieval of a trained student with experts switched off at inference; nothing is trained again.
 
-    One row a case: "all", "without <expert>" and "only <expert>" (once each for two experts or more). Columns: seed,
+    One row a case: "all", "without <expert>" and, of three experts or more, "only <expert>". Columns: seed,
     R@1, R@5, R@10, median rank, cosine with the teacher.
     """
     reader = GateReader.open(run)
@@ -238,6 +255,7 @@ def switch_off(run: Run, progress: bool = True) -> pd.DataFrame:
     cases = {"all": experts}
     if len(experts) > 1:
         cases |= {f"without {e}": [o for o in experts if o != e] for e in experts}
+    if len(experts) > 2:
         cases |= {f"only {e}": [e] for e in experts}
     index = reader.data.held_out
     teacher = reader.teacher(index)
@@ -262,3 +280,19 @@ def switch_off_cost(tables: Sequence[pd.DataFrame], measure: str = "R@1") -> pd.
     }
     columns = ["mean", "low", "high", "change", "change low", "change high", "seeds"]
     return pd.DataFrame.from_dict(lines, orient="index", columns=columns)
+
+
+def needed(cost: pd.DataFrame, measure: str = "R@1") -> str:
+    """Which experts a trained student can do without at inference, as far as the intervals of its cost allow."""
+    found = {case.removeprefix("without "): row[["change", "change low", "change high"]].tolist()
+             for case, row in cost.iterrows() if case.startswith("without ")}  # fmt: skip
+    if not found:
+        return "it has one expert."
+    if not np.isfinite([*found.values()]).all():
+        return "one seed decides nothing about its experts; train at least two."
+    words = {expert: f"{expert} ({measure} {figures(*change)})" for expert, change in found.items()}
+    lost = [words[e] for e, change in found.items() if told(*change[1:]) == "worse"]
+    spare = [words[e] for e, change in found.items() if told(*change[1:]) != "worse"]
+    return "; ".join(
+        [f"keep {', '.join(lost)}"] * bool(lost) + [f"no loss shows without {', '.join(spare)}"] * bool(spare)
+    )

@@ -22,18 +22,20 @@ from rgb2pc_lib.deploy.export import ThroughOnnx
 from rgb2pc_lib.deploy.profile import peak_memory
 from rgb2pc_lib.encoders.extract import Frames, list_frames
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import Questions, judge_features, judge_run
+from rgb2pc_lib.judging.evaluate import Judgement, Questions, judge_features, judge_run
 from rgb2pc_lib.judging.rivals import pooled_features
+from rgb2pc_lib.judging.verdicts import APART, ahead, difference, figures, share, told
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Run
 
 TEACHER, FUSED = "teacher", "fused student"
-_WORTH = 0.02  # R2: smaller gaps are not divided by
 COSTS = ("parameters, M", "CPU ms a frame", "memory, MB")
 
 
-def judge(compacts: dict[str, CompactRun], repeats: int = 9) -> pd.DataFrame:
+def judge(compacts: dict[str, CompactRun], repeats: int = 9) -> Judgement:
     """The whole ledger of compact students of one run: quality and costs. Also left in each one's `ledger.csv`.
+
+    Its `long` has the columns hop, measure, value; its `episodes` are what intervals are made from.
 
     Raises InputError when they are of different runs, or made from other embeddings than the run now holds.
     """
@@ -44,14 +46,14 @@ def judge(compacts: dict[str, CompactRun], repeats: int = 9) -> pd.DataFrame:
     root = fused.config.workspace.root("rgb")
     files = next(iter(list_frames(root, fused.config.tasks).values()))
     images = Frames(files)[:8]
-    parts = quality(compacts, fused), costs({FUSED: fused, **compacts}, images, repeats)
-    table = pd.concat(parts, ignore_index=True)
+    found = quality(compacts, fused)
+    table = pd.concat([found.long, costs({FUSED: fused, **compacts}, images, repeats)], ignore_index=True)
     for run in compacts.values():
         write_atomic(run.file("ledger.csv"), lambda p: table.to_csv(p, index=False))
-    return table
+    return Judgement(table, found.episodes)
 
 
-def quality(compacts: dict[str, CompactRun], fused: Run) -> pd.DataFrame:
+def quality(compacts: dict[str, CompactRun], fused: Run) -> Judgement:
     """Every hop judged alike on held-out steps, long: hop, measure, value. Probes where the run names states.
 
     Hops: the teacher, each expert's pooled features, the fused student, and the compact students by name. Retrieval
@@ -61,35 +63,41 @@ def quality(compacts: dict[str, CompactRun], fused: Run) -> pd.DataFrame:
     data = Data.open(fused.config)
     kept = ~np.isin(np.arange(len(data.samples)), data.validation)
     features = {TEACHER: e["teacher"], **{name: x[kept] for name, x in pooled_features(data).items()}}
-    rows = {name: judge_features(x, e["teacher"], questions)[0] for name, x in features.items()}
-    rows[FUSED] = judge_run(fused, questions)[0]
+    rows = {name: judge_features(x, e["teacher"], questions) for name, x in features.items()}
+    rows[FUSED] = judge_run(fused, questions)
     for name, run in compacts.items():
         if not np.array_equal(run.embeddings()["fused"], e["student"]):
             raise InputError(
                 f"{run.folder}: was distilled from other embeddings than {fused.folder} holds; train again"
             )
-        rows[name] = judge_run(run, questions)[0]
-    return _long(rows)
+        rows[name] = judge_run(run, questions)
+    parts = [episodes.assign(model=name, seed=0) for name, (_, episodes) in rows.items() if len(episodes)]
+    long = _long({name: row for name, (row, _) in rows.items()})
+    return Judgement(long, pd.concat(parts, ignore_index=True) if parts else pd.DataFrame())
 
 
-def advantage_kept(table: pd.DataFrame, compact: str) -> pd.DataFrame:
-    """(compact - best expert) / (fused - best expert) for every probe; NaN where fusion has no advantage to keep.
+def advantage_kept(ledger: Judgement, compact: str) -> pd.DataFrame:
+    """(compact - best expert) / (fused - best expert) for every probe, with a 95 % interval over held-out episodes.
 
-    Columns: measure, best expert, best, fused, compact, kept.
+    "advantage": whether the fused student is better than the best expert: yes, no, or not told apart; kept is NaN
+    unless it is. Errors in cm go by their R2, and have no interval of their own.
+
+    Columns: measure, best expert, best, fused, compact, advantage, kept, low, high.
     """
-    wide = table.pivot_table(index="measure", columns="hop", values="value", sort=False)
-    experts = [h for h in table["hop"].unique() if h not in (TEACHER, FUSED) and pd.isna(wide[h].get("R@1", np.nan))]
-    lines = []
+    wide = ledger.long.pivot_table(index="measure", columns="hop", values="value", sort=False)
+    experts, lines = expert_hops(ledger.long), []
     for measure in wide.index:
-        if not (measure.startswith("R2 ") or measure.endswith(" cm") or measure == "task accuracy"):
+        if not (measure.startswith("R2 ") or " cm" in measure):
             continue
-        sign = -1 if measure.endswith(" cm") else 1
-        best = (sign * wide.loc[measure, experts]).idxmax()
+        best = ((-1 if " cm" in measure else 1) * wide.loc[measure, experts]).idxmax()
         values = wide.loc[measure, [best, FUSED, compact]]
-        gap = values[FUSED] - values[best]
-        kept = (values[compact] - values[best]) / gap if sign * gap > 0 else np.nan
-        lines.append((measure, best, *values, kept))
-    return pd.DataFrame(lines, columns=["measure", "best expert", "best", "fused", "compact", "kept"])
+        there = ahead(ledger.episodes, measure, FUSED, best)
+        kept = (values[compact] - values[best]) / (values[FUSED] - values[best]) if there == "yes" else np.nan
+        known = there == "yes" and measure.startswith("R2 ")
+        within = share(ledger.episodes, measure, compact, best, FUSED) if known else (np.nan, np.nan)
+        lines.append((measure, best, *values, there, kept, *within))
+    columns = ["measure", "best expert", "best", "fused", "compact", "advantage", "kept", "low", "high"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def compact_hops(table: pd.DataFrame) -> list[str]:
@@ -106,23 +114,28 @@ def _with(table, measure):
     return table.loc[table["measure"] == measure, "hop"].tolist()
 
 
-def in_words(table: pd.DataFrame) -> list[str]:
+def in_words(ledger: Judgement) -> list[str]:
     """What a ledger says of each compact student, computed from its figures: what it keeps, and what it saves."""
-    times = table[table["measure"] == COSTS[1]].set_index("hop")["value"]
+    times = ledger.long[ledger.long["measure"] == COSTS[1]].set_index("hop")["value"]
     said = []
-    for name in compact_hops(table):
-        lines = advantage_kept(table, name)
+    for name in compact_hops(ledger.long):
+        lines = advantage_kept(ledger, name)
         for row in lines[lines["measure"].isin(("R2 tcp", "R2 object", "R2 distance"))].itertuples():
-            gap = row.fused - row.best
-            told = f"{name}: {row.measure} {row.compact:.2f} (fused {row.fused:.2f}, {row[2]} {row.best:.2f})"
-            if gap < _WORTH:
-                said.append(f"{told}: fusion has no advantage over the best expert that could be kept")
-            else:
-                said.append(f"{told}: keeps {100 * row.kept:.0f} % of what fusion gained")
+            change = difference(ledger.episodes, row.measure, name, FUSED)
+            line = f"{name}: {row.measure} {row.compact:.2f}, {figures(*change)} from the fused student"
+            line += "" if told(*change[1:]) == APART else f", {told(*change[1:])}"
+            said.append(f"{line}; {_kept_words(row)}")
         for hop in (name, f"{name}, ONNX"):
             if hop in times:
                 said.append(f"{hop}: {times[hop]:.0f} CPU ms a frame, {times[FUSED] / times[hop]:.0f} times faster")
     return [*said, "One training each: what another seed changes is not in these figures."]
+
+
+def _kept_words(row) -> str:
+    if row.advantage != "yes":
+        told_of = "no" if row.advantage == "no" else "whether there is one is not told apart"
+        return f"advantage of fusion over {row[2]} that could be kept: {told_of}"
+    return f"keeps {row.kept:.0%} [{row.low:.0%}, {row.high:.0%}] of what fusion gained over {row[2]}"
 
 
 def costs(runs: Mapping[str, Run | CompactRun], images: np.ndarray, repeats: int = 5, threads: int = 1) -> pd.DataFrame:

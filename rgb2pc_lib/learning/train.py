@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, nullcontext
@@ -28,6 +29,8 @@ from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device, prepare
 from rgb2pc_lib.learning.runs import OVER, Config, Run, RunFolder, read_metrics
 from rgb2pc_lib.learning.settings import Settings
+
+_LISTED = 200  # characters of changed settings in a message
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,9 @@ def _resume_state(run: RunFolder, config: Settings) -> dict[str, Any] | None:
     """The checkpoint to go on from, or None for a run that was killed before its first one (it starts over)."""
     if changed := type(run).open(run.folder).config.changes(config):
         listed = ", ".join(f"{k} was {was!r}, now {now!r}" for k, (was, now) in changed.items())
-        raise InputError(f"{run.folder}: cannot resume with other settings ({listed})")
+        shown = textwrap.shorten(listed, _LISTED, placeholder=" ...")
+        todo = "train into another folder, or move this one away"
+        raise InputError(f"{run.folder}: cannot resume with other settings ({shown}); {todo}")
     return run.state() if run.file("state.pt").exists() else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -85,22 +87,23 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
     """Probes, retrieval and costs of every hop."""
     wide = table.pivot_table(index="measure", columns="hop", values="value", sort=False)
     compacts, experts = compact_hops(table), expert_hops(table)
-    figure = Figure(figsize=(17, 5), layout="constrained")
-    probes, search, cost = figure.subplots(1, 3, width_ratios=[1.9, 1, 0.8])
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    panels = figure.subplot_mosaic([["probes", "probes"], ["search", "cost"]])
+    probes, search, cost = panels.values()
 
     measures, floor = [f"R2 {p}" for p in PROBES if f"R2 {p}" in wide.index], -0.3
     shown = [TEACHER, *experts, FUSED, *compacts]
     for i, hop in enumerate(shown):
         x = np.arange(len(measures)) + (i - (len(shown) - 1) / 2) * 0.1
-        big = {"s": 34, "marker": "D", "alpha": 0.7} if hop in experts else {"s": 75, "marker": "o"}
+        big: dict[str, Any] = {"s": 34, "marker": "D", "alpha": 0.7} if hop in experts else {"s": 75, "marker": "o"}
         label = f"{hop}, pooled" if hop in experts else hop
         probes.scatter(x, wide.loc[measures, hop].clip(floor), color=hop_colour(hop, table), label=label, **big)
     probes.axhline(0, color="0.8", lw=1, zorder=0)
     for edge in np.arange(len(measures) - 1) + 0.5:
         probes.axvline(edge, color="0.92", lw=1, zorder=0)
     probes.set_xticks(range(len(measures)), [m.removeprefix("R2 ") for m in measures], fontsize=9)
-    probes.set(ylabel=f"within-task R² (values below {floor} drawn there)", title="Linear probes, held-out episodes")
-    probes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+    probes.set(ylabel=f"within-task R² (least drawn: {floor})", title="Linear probes, held-out episodes")
+    probes.legend(fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
 
     names = [FUSED, *compacts]
     for i, hop in enumerate(names):
@@ -108,7 +111,7 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
             value = wide.at[measure, hop]
             search.plot(value, i, marker, ms=9, color=hop_colour(hop, table))
             above = measure != "R@10"  # it stands close to R@5
-            place = {"va": "bottom" if above else "top", "ha": "center", "fontsize": 8}
+            place: dict[str, Any] = {"va": "bottom" if above else "top", "ha": "center", "fontsize": 8}
             search.text(value, i + (-0.14 if above else 0.16), f"{value:.2f}", **place)
     for measure, marker in (("R@1", "o"), ("R@5", "s"), ("R@10", "^")):
         search.plot([], [], marker, color="0.3", label=measure)

@@ -253,7 +253,7 @@ def both_figure(closed: pd.DataFrame, seeds: int) -> Figure:
     axes.axvline(1, color="k", lw=1)
     axes.set_yticks(range(len(measures)), measures)
     axes.invert_yaxis()
-    axes.set(xlabel=f"gap closed: 0 = best single expert, 1 = teacher (95 % interval over {seeds} seeds)")
+    axes.set(xlabel=f"gap closed: 0 = best single expert, 1 = teacher (95 % interval, {seeds} seeds)")
     axes.legend(fontsize=9, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

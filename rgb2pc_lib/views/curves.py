@@ -158,20 +158,3 @@ def verdict_figure(long: pd.DataFrame, measure: str, against: str, experts: Sequ
         fontsize=9,
     )
     return figure
-
-
-def compared(table: pd.DataFrame, name: str, against: str, measure: str = "R@1") -> str:
-    """One line of `evaluate.verdict` in words, which say no more than the interval allows.
-
-    >>> compared(verdict(long, "R@1", "uniform"), "moe", "uniform")  # doctest: +SKIP
-    'moe: R@1 0.52 [0.47, 0.57]; against uniform +0.06 [+0.02, +0.10], better'
-    """
-    row = table.loc[name]
-    low, high = row["difference low"], row["difference high"]
-    if not np.isfinite([low, high]).all():
-        return f"{name}: {measure} {row['mean']:.3f}; against {against} {row['difference']:+.3f}, one seed: no interval"
-    said = "better" if low > 0 else "worse" if high < 0 else "no difference that these seeds can show"
-    return (
-        f"{name}: {measure} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]; "
-        f"against {against} {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}], {said}"
-    )

@@ -249,6 +249,9 @@ def spread_figure(maps: dict[str, np.ndarray], keys: pd.DataFrame) -> Figure:
     shares = pd.DataFrame({name: variation(m, keys) for name, m in maps.items()})
     for name, m in maps.items():
         values = entropy(m.reshape(-1, m.shape[-1]))
+        if values.std() < 0.01:  # a single bar would flatten all others
+            left.axvline(values.mean(), color=colour(name, []), lw=2, label=f"{name}, {values.mean():.2f} everywhere")
+            continue
         weights = np.full(len(values), 1 / len(values))
         left.hist(values, edges, weights=weights, color=colour(name, []), alpha=0.6,
                   label=f"{name}, mean {values.mean():.2f}")  # fmt: skip

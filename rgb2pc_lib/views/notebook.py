@@ -8,6 +8,7 @@ import platform
 import time
 from importlib.metadata import version
 
+import plotly.graph_objects as go
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
@@ -30,9 +31,24 @@ def versions(*more: str) -> str:
     return f"rgb2pc {version('rgb2pc')} ({commit()}), Python {platform.python_version()}, {packages}"
 
 
-def show(figure: Figure, dpi: int = 110) -> None:
-    """Display a matplotlib figure below the cell, without any state of pyplot."""
-    display(Image(png(figure, dpi)))
+def show(figure: Figure | go.Figure, dpi: int = 110) -> None:
+    """Display a figure below the cell: matplotlib's without any state of pyplot, plotly's without its upload button."""
+    if isinstance(figure, go.Figure):
+        figure.show(config={"displaylogo": False, "showSendToCloud": False})
+    else:
+        display(Image(png(figure, dpi), alt=described(figure)))
+
+
+def described(figure: Figure) -> str:
+    """What a figure shows, for those who do not see it: its titles, and those of its axes.
+
+    >>> figure = Figure()
+    >>> _ = figure.add_subplot(title="Training loss")
+    >>> described(figure)
+    'Training loss'
+    """
+    axes = [a.get_title() or a.get_ylabel() or a.get_xlabel() for a in figure.axes]
+    return "; ".join(dict.fromkeys(filter(None, [figure.get_suptitle(), *axes])))
 
 
 def train_missing(rows: list[tuple[str, Config]]) -> None:

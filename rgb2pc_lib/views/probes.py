@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rgb2pc_lib.judging.probes import LOWER_IS_BETTER
 from rgb2pc_lib.judging.rivals import CONCATENATED
-from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, gap_closed, interval, mean_table
+from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, gap_closed, mean_table
 from rgb2pc_lib.views.look import ALARM, plain
 from rgb2pc_lib.views.plots import colour
 
@@ -87,22 +86,16 @@ def centimetres_figure(long: pd.DataFrame) -> Figure:
     return figure
 
 
-def reading(long: pd.DataFrame, students: tuple[str, ...] = ("weighted", "moe")) -> pd.DataFrame:
-    """The table in words, one row a measure and student, no stronger than the interval over seeds allows.
+def reading(
+    long: pd.DataFrame, students: tuple[str, ...] = ("weighted", "moe"), episodes: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """The table in words, one row a measure and student, no stronger than the intervals of `gap_closed` allow.
 
     Columns: measure, student, mean, best rival, its value, teacher, "student is" (above, below, or not told apart from
     the best rival) and "a gap to close" (whether the teacher is better than the best rival at all).
     """
-    lines = []
-    for row in gap_closed(long, students).itertuples():
-        values = long[(long["model"] == row.student) & (long["measure"] == row.measure)]["value"].to_numpy()
-        sign = -1 if row.measure in LOWER_IS_BETTER else 1
-        low, high = interval(sign * (values - row.best))
-        said = "above the best rival" if low > 0 else "below the best rival" if high < 0 else "not told apart"
-        gap = "yes" if sign * (row.teacher - row.best) > 0 else "no"
-        lines.append((row.measure, row.student, row.mean, row[3], row.best, row.teacher, said, gap))
-    columns = ["measure", "student", "mean", "best rival", "its value", "teacher", "student is", "a gap to close"]
-    return pd.DataFrame(lines, columns=columns)
+    told = gap_closed(long, students, episodes).rename(columns={"best": "its value", "a gap": "a gap to close"})
+    return told[["measure", "student", "mean", "best rival", "its value", "teacher", "student is", "a gap to close"]]
 
 
 def said_colours(said: str) -> str:

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from rgb2pc_lib.checks.sources import pack_sizes
 from rgb2pc_lib.data.pairing import OK, Pairing, pair
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.evaluate import judge, judge_students, line_up
-from rgb2pc_lib.judging.verdicts import SHUFFLED, gap_closed, mean_table, verdict
+from rgb2pc_lib.judging.evaluate import Judgement, judge, judge_students, line_up
+from rgb2pc_lib.judging.verdicts import SHUFFLED, advice, answer, compared, gap_closed, mean_table, verdict
 from rgb2pc_lib.learning.runs import Config, Run, left_out_words, look_ahead_words
-from rgb2pc_lib.views.curves import compared, curves_figure, verdict_figure
+from rgb2pc_lib.views.curves import curves_figure, verdict_figure
 from rgb2pc_lib.views.look import plain
 from rgb2pc_lib.views.plots import colour, commit, judgement_figure
 from rgb2pc_lib.views.spaces import Spaces
@@ -141,12 +141,16 @@ class Report:
         return {"weighted", "moe", SHUFFLED, *(f"{e} only" for e in self.experts)} <= set(self.names)
 
     @functools.cached_property
-    def long(self) -> pd.DataFrame:
+    def judged(self) -> Judgement:
         """`evaluate.judge`'s table for a whole line-up, that of the students alone otherwise."""
         if self.complete:
             rows = [(n, c) for n, c in self.rows if set(c.vis_roots) == set(self.experts)]
-            return judge(self._widest, rows + [row for row in self.rows if row not in rows]).long
-        return judge_students(self.rows, self._widest.workspace.state).long
+            return judge(self._widest, rows + [row for row in self.rows if row not in rows])
+        return judge_students(self.rows, self._widest.workspace.state)
+
+    @property
+    def long(self) -> pd.DataFrame:
+        return self.judged.long
 
     @property
     def n(self) -> int:
@@ -184,33 +188,31 @@ class Report:
 
     def judgement(self) -> Figure | None:
         """Probes and gap closed; None unless the line-up is whole and the state of the robot is known."""
-        return judgement_figure(self.long) if self.probed else None
+        return judgement_figure(self.long, self.judged.episodes) if self.probed else None
+
+    def gaps(self) -> pd.DataFrame:
+        """`verdicts.gap_closed` of the probes and of retrieval, with intervals over seeds and episodes; or empty."""
+        return gap_closed(self.long, episodes=self.judged.episodes) if self.probed else pd.DataFrame()
 
     def measures(self) -> pd.DataFrame:
         """Measures by models, mean over seeds."""
         return mean_table(self.long).T
 
     def words(self) -> list[str]:
-        """The result in sentences, which say no more than the figures allow."""
+        """The result in sentences, which say no more than their intervals allow; what to do comes first."""
         seeds = self.compared["seed"].nunique()
-        said = [f"{self.n} held-out samples, {seeds} seed(s) of every student; R@1 by chance {1 / self.n:.3f}."]
+        said = [answer(self.long, self.names[0], self.judged.episodes)] if self.probed else []
+        said += [advice(self.compared)] if seeds else []
+        said.append(f"{self.n} held-out samples, {seeds} seed(s) of every student; R@1 by chance {1 / self.n:.3f}.")
         if seeds:
             result = verdict(self.compared, "R@1", self.against)
             others = [name for name in result.index if name != self.against]
             said.append(f"{self.against}: R@1 {result.loc[self.against, 'mean']:.3f}.")
             said += [compared(result, name, self.against) + "." for name in others]
         if self.probed:
-            closed = gap_closed(self.long)
-            for student, rows in closed[closed["measure"].str.startswith("R2 ")].groupby("student", sort=False):
-                gaps = rows.dropna(subset="closed")  # where the teacher is ahead of the experts
-                ahead = f"Probes: the teacher is better than every single expert on {len(gaps)} of {len(rows)}"
-                if gaps.empty:
-                    said.append(f"{ahead}, so there is no gap that {student} could close.")
-                    continue
-                said.append(
-                    f"{ahead} ({', '.join(gaps['measure'])}); {student} beats the best rival on "
-                    f"{(gaps['closed'] > 0).sum()} of these, closing {gaps['closed'].median():.2f} of the gap (median)."
-                )
+            closed = self.gaps()
+            probes = closed[closed["measure"].str.startswith("R2 ") & ~closed["measure"].str.contains(", ")]
+            said += [_against_rivals(student, rows) for student, rows in probes.groupby("student", sort=False)]
         own = _held_out(self.main)
         futures: dict[str, dict[str, None]] = {}
         for name, summary in zip(self.names, self.summaries, strict=True):
@@ -253,6 +255,16 @@ def line_up_runs(config: Config, seeds: int, out: Path) -> list[Run]:
     rows = core + [row for row in extra if row[0] not in unfinished]
     rows.sort(key=lambda row: (row[0] != "moe", row[0] != "weighted"))
     return [Run.open(c.folder) for _, c in rows]
+
+
+def _against_rivals(student: str, rows: pd.DataFrame) -> str:
+    """What the probes' lines of `gap_closed` say of a student where the teacher is better than the best rival."""
+    gaps = rows[rows["a gap"] == "yes"]
+    ahead = f"Probes: the teacher is better than the best rival on {len(gaps)} of {len(rows)}"
+    if gaps.empty:
+        return f"{ahead}, so there is no gap that {student} could close."
+    by = gaps["measure"].str.removeprefix("R2 ").groupby(gaps["student is"]).agg(", ".join)
+    return f"{ahead}; there {student} is " + "; ".join(f"{said} on {names}" for said, names in by.items()) + "."
 
 
 def _held_out(run: Run) -> set:

@@ -61,13 +61,17 @@ def write_html(nb: nbformat.NotebookNode, out: Path, title: str = "rgb2pc report
     """An executed notebook as one file, without its code. The page may fetch nothing: its policy forbids it."""
     body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True).from_notebook_node(nb)
     body = _FETCHED.sub("", body)  # plotly asks for MathJax, which nothing here needs
+    links = "".join(f'<a href="#{there}">{text}</a>' for there, text in _HEADING.findall(body))
+    body = body.replace("</h1>", f"</h1><nav>{links}</nav>", 1)
     page = _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
     write_atomic(Path(out), lambda p: p.write_text(page, encoding="utf-8"))
     return Path(out)
 
 
 _FETCHED = re.compile(r"<script[^<>]*\bsrc=.https?://[^<>]*>\s*</script>")
+_HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"')
 _STYLE = """
+nav a { margin-right: 1rem; white-space: nowrap }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem }
 h1, h2 { line-height: 1.2; margin-top: 2.2rem } h2 { border-bottom: 1px solid #ddd; padding-bottom: .2rem }
 img, svg { max-width: 100% } .anchor-link, .prompt, .output_stderr, .jp-OutputPrompt { display: none }

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from rgb2pc_lib.checks import shift as shift_checks
-from rgb2pc_lib.checks.shift import ShiftCheck, colour_check, feature_check, summary
+from rgb2pc_lib.checks.shift import ShiftCheck, colour_check, feature_check, summary, what_first
 from rgb2pc_lib.data.pairing import pair
 from rgb2pc_lib.data.workspace import SAMPLE, Workspace
 from rgb2pc_lib.errors import InputError
@@ -30,6 +30,7 @@ def flagged(check: ShiftCheck) -> dict:
 def test_nothing_is_flagged_where_nothing_is_wrong(left):
     check = feature_check(pair(left), progress=False)
     assert flagged(check) == {} and set(check.table["verdict"]) == {"ok"} and check.common_shift == 0
+    assert what_first([check, check]) == "Train: no episode is flagged as shifted."
     power = check.power()
     assert power.loc[0].tolist() == [0, 1] and (power.loc[1:] == 1).all(axis=None)
     assert check.verdict("push", "ep_0") == ("ok", False)
@@ -78,6 +79,7 @@ def test_blocks_keep_the_order_of_episodes(left, monkeypatch):
     monkeypatch.setattr(shift_checks, "BLOCK", 96)  # two blocks
     check = feature_check(pairing, progress=False)
     assert check.episodes == list(pairing.teacher) and flagged(check) == {("push", "ep_4"): 2}
+    assert "Look at 1 flagged episode(s) first" in what_first([check]) and "push/ep_4 (by" in what_first([check])
 
 
 def test_looking_at_fewer_steps_still_compares_with_all(left):

@@ -1,11 +1,12 @@
 """Workspace files: what is read, and one clear message for everything that is wrong with them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rgb2pc_lib.data.listing import natural_key
-from rgb2pc_lib.data.workspace import CACHE, SAMPLE, Workspace, parse_expert_root
+from rgb2pc_lib.data.workspace import CACHE, PROJECT, RUNS, SAMPLE, Workspace, home, parse_expert_root
 from rgb2pc_lib.errors import InputError
 
 GOOD = """
@@ -124,3 +125,15 @@ def test_expert_roots_without_a_name(text):
 def test_natural_order():
     names = ["step_2", "step_10", "step_1", "a", "10", "9", "step_1b", ""]
     assert sorted(names, key=natural_key) == ["", "9", "10", "a", "step_1", "step_1b", "step_2", "step_10"]
+
+
+def test_what_is_made_lies_in_a_folder_of_its_workspace(tmp_path):
+    assert home() == home(PROJECT / "data" / ".." / "data" / "sample.toml") == RUNS
+    copy = tmp_path / "mine.toml"
+    shutil.copy(SAMPLE, copy)  # which still calls itself "sample"
+    assert home(copy) == RUNS / "mine" and home(copy, "elsewhere") == PROJECT / "elsewhere"
+    assert home(copy, str(tmp_path)) == tmp_path
+
+
+def test_a_notebook_shows_the_sentence_alone():
+    assert InputError("x.toml: no such file")._render_traceback_() == ["InputError: x.toml: no such file"]

@@ -175,12 +175,15 @@ def test_verdict_by_hand():
 
 def test_ablations_join_the_line_up(left, tmp_path):
     config = SMALL.with_workspace(left)
+    names = [{n for n, _ in line_up(config, 1, tmp_path, ablations=a)} for a in (True, False)]
+    assert names[0] - names[1] == {"uniform"}  # of two experts, one without the other is the one alone
+    config = dataclasses.replace(config, vis_roots=config.vis_roots | {"again": config.vis_roots["right"]})
     rows = line_up(config, 2, tmp_path, ablations=True)
     plain = line_up(config, 2, tmp_path)
     assert [r for r in rows if r in plain] == plain  # the same folders: nothing is trained twice
-    assert {n for n, _ in rows} - {n for n, _ in plain} == {"uniform", "moe without left", "moe without right"}
+    assert {n for n, _ in rows} - {n for n, _ in plain} == {"uniform", *(f"moe without {e}" for e in config.vis_roots)}
     without = dict(rows)["moe without left"]
-    assert (list(without.vis_roots), without.fusion) == (["right"], "moe")
+    assert (list(without.vis_roots), without.fusion) == (["right", "again"], "moe")
     alone = dataclasses.replace(config, vis_roots={"left": config.vis_roots["left"]})
     assert line_up(alone, 1, tmp_path, ablations=True) == line_up(alone, 1, tmp_path)
     picked = [r for r in rows if r[0] in ("uniform", "moe without left", "left only") and r[1].seed == 0]

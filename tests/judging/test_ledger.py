@@ -4,6 +4,7 @@ import pytest
 
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
+from rgb2pc_lib.judging.evaluate import Judgement
 from rgb2pc_lib.judging.ledger import (
     COSTS,
     FUSED,
@@ -32,12 +33,31 @@ def table():
     return pd.DataFrame(rows, columns=["hop", "measure", "value"])
 
 
+def ledger(table, spread=0.0):
+    """The sums by episode that give the R2 of a table: ten episodes, whose errors are spread evenly."""
+    r2 = table[table["measure"].str.startswith("R2 ")]
+    rows = [
+        (r.hop, 0, r.measure.removeprefix("R2 "), f"t/e{i}", "", 1 - r.value + spread * (i - 4.5) * len(r.hop), 1.0)
+        for r in r2.itertuples() for i in range(10)
+    ]  # fmt: skip
+    return Judgement(
+        table, pd.DataFrame(rows, columns=["model", "seed", "probe", "episode", "look", "error", "around"])
+    )
+
+
 def test_advantage_is_measured_from_the_best_expert_of_each_probe(table):
-    kept = advantage_kept(table, "small").set_index("measure")
+    kept = advantage_kept(ledger(table), "small").set_index("measure")
     assert kept.loc["R2 tcp", "best expert"] == "a" and kept.loc["R2 tcp", "kept"] == pytest.approx(0.75)
     assert kept.loc["tcp cm", "best expert"] == "b" and kept.loc["tcp cm", "kept"] == pytest.approx(0.5)
     assert np.isnan(kept.loc["R2 object", "kept"])  # the best expert knows more than the fused student
-    assert set(kept.index) == {"R2 tcp", "tcp cm", "R2 object"}
+    assert set(kept.index) == {"R2 tcp", "tcp cm", "R2 object"} and kept.loc["R2 object", "advantage"] == "no"
+    assert kept.loc["R2 tcp", ["low", "high"]].tolist() == pytest.approx([0.75, 0.75])
+
+
+def test_of_an_advantage_that_episodes_do_not_show_no_share_is_told(table):
+    kept = advantage_kept(ledger(table, spread=0.03), "small").set_index("measure")
+    assert set(kept.loc[["R2 tcp", "tcp cm"], "advantage"]) == {"not told apart"} and kept["kept"].isna().all()
+    assert "whether there is one is not told apart" in in_words(ledger(table, spread=0.03))[0]
 
 
 def test_the_figure_knows_who_is_who(table):
@@ -60,7 +80,7 @@ def test_costs_of_a_compact_student_and_its_file(tmp_path):
 
 def test_words_follow_the_figures():
     values = {
-        "teacher": (0.95, 0.9, 1.0, None), "a": (0.80, 0.7, None, None), FUSED: (0.90, 0.71, 0.4, 100.0),
+        "teacher": (0.95, 0.9, 1.0, None), "a": (0.80, 0.75, None, None), FUSED: (0.90, 0.71, 0.4, 100.0),
         "small": (0.85, 0.9, 0.3, 20.0),
     }  # fmt: skip
     names = ("R2 tcp", "R2 object", "R@1", COSTS[1])
@@ -68,9 +88,11 @@ def test_words_follow_the_figures():
     lines += [("small, ONNX", COSTS[1], 10.0)] + [(hop, "CKA", 0.5) for hop in values]
     table = pd.DataFrame(lines, columns=["hop", "measure", "value"])
     table = table[~((table["hop"] == "teacher") & (table["measure"] == "R@1"))]
-    assert in_words(table) == [
-        "small: R2 tcp 0.85 (fused 0.90, a 0.80): keeps 50 % of what fusion gained",
-        "small: R2 object 0.90 (fused 0.71, a 0.70): fusion has no advantage over the best expert that could be kept",
+    assert in_words(ledger(table)) == [
+        "small: R2 tcp 0.85, -0.050 [-0.050, -0.050] from the fused student, worse; "
+        "keeps 50% [50%, 50%] of what fusion gained over a",
+        "small: R2 object 0.90, +0.190 [+0.190, +0.190] from the fused student, better; "
+        "advantage of fusion over a that could be kept: no",
         "small: 20 CPU ms a frame, 5 times faster",
         "small, ONNX: 10 CPU ms a frame, 10 times faster",
         "One training each: what another seed changes is not in these figures.",

@@ -47,7 +47,9 @@ def test_runs_from_top_to_bottom(path, runs, tmp_path):
     notebook = nbformat.read(path, 4)
     environment = os.environ | {"RGB2PC_FAST": "1", "RGB2PC_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
     client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})  # from any folder
+    tracked = {p: p.stat().st_mtime_ns for p in (PROJECT / "figures").iterdir()}
     client.execute(env=environment)
+    assert tracked == {p: p.stat().st_mtime_ns for p in (PROJECT / "figures").iterdir()}
     assert not list(tmp_path.iterdir())  # and nothing is left behind there
     broken = [o["text"] for c in notebook.cells for o in c.get("outputs", []) if "Traceback" in str(o.get("text", ""))]
     assert not broken, broken

@@ -13,8 +13,7 @@ import pandas as pd
 
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings, action_error, action_spread, train_head
-from rgb2pc_lib.judging.loop.verdict import word
-from rgb2pc_lib.judging.verdicts import bootstrap
+from rgb2pc_lib.judging.verdicts import bootstrap, told
 
 _LEVELS = [2.5, 97.5]
 
@@ -70,7 +69,7 @@ def error_table(errors: pd.DataFrame, against: str) -> pd.DataFrame:
     for i, name in enumerate(names):
         low, high = np.percentile(drawn[:, i], _LEVELS)
         less, most = np.percentile(drawn[:, i] - drawn[:, base], _LEVELS)
-        said = "" if i == base else word(-most, -less)
+        said = "" if i == base else told(-most, -less)
         lines.append((name, mean[i], low, high, mean[i] - mean[base], less, most, said, len(wide)))
     columns = ["representation", "error", "low", "high", "difference", "difference low", "difference high", "is"]
     return pd.DataFrame(lines, columns=[*columns, "episodes"])

@@ -79,5 +79,6 @@ def recorded_features(runs: Sequence[Run], source: Source) -> dict[str, list[np.
 
 def told() -> dict[str, list[Representation]]:
     """What needs no features: ceiling, floor, and the ceiling told with errors, which shows what exactness takes."""
+    misplaced: dict[str, list[Representation]]
     misplaced = {f"{FULL_STATE}, object {cm} cm off": [State(tuple(STATE), cm / 100)] for cm in (1, 2)}
     return {FULL_STATE: [State(tuple(STATE))], PROPRIOCEPTION: [State()], **misplaced}

@@ -16,7 +16,7 @@ from scipy import stats
 
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.probes import LOWER_IS_BETTER
-from rgb2pc_lib.judging.verdicts import TEACHER, bootstrap, mean_table
+from rgb2pc_lib.judging.verdicts import TEACHER, bootstrap, mean_table, told
 
 _LEVELS = [2.5, 97.5]
 
@@ -92,15 +92,6 @@ class Drawn:
         return float(figure(self.mean)), float(low), float(high)
 
 
-def word(low: float, high: float) -> str:
-    """What an interval of a difference says.
-
-    >>> word(0.1, 0.3), word(-0.3, -0.1), word(-0.1, 0.2), word(float("nan"), float("nan"))
-    ('better', 'worse', 'not told apart', 'not told apart')
-    """
-    return "better" if low > 0 else "worse" if high < 0 else "not told apart"
-
-
 def success_table(table: pd.DataFrame) -> pd.DataFrame:
     """Every representation over tasks. Columns: look, representation, success, low, high, roll-outs."""
     lines = []
@@ -133,7 +124,7 @@ def comparisons(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Dat
         for one, other in pairs:
             if {one, other} <= set(drawn.names):
                 found = drawn.difference(one, other)
-                lines.append((look, one, other, *found, word(*found[1:])))
+                lines.append((look, one, other, *found, told(*found[1:])))
     return pd.DataFrame(lines, columns=["look", "one", "other", "difference", "low", "high", "one is"])
 
 
@@ -150,11 +141,11 @@ def gaps(table: pd.DataFrame, baselines: Sequence[str]) -> pd.DataFrame:
         if best is None or TEACHER not in drawn.names:
             continue
         level, top = drawn.success(best)[0], drawn.success(TEACHER)[0]
-        gap_is = word(*drawn.difference(TEACHER, best)[1:])
+        gap_is = told(*drawn.difference(TEACHER, best)[1:])
         for name in drawn.names:
             if name not in (TEACHER, *baselines):
                 closed, low, high = drawn.closed(name, best)
-                said = word(*drawn.difference(name, best)[1:]) if gap_is == "better" else f"teacher {gap_is}: no gap"
+                said = told(*drawn.difference(name, best)[1:]) if gap_is == "better" else f"teacher {gap_is}: no gap"
                 lines.append((look, name, best, level, top, drawn.success(name)[0], closed, low, high, said))
     columns = ["look", "representation", "best baseline", "baseline", "teacher", "success", "closed", "low", "high"]
     return pd.DataFrame(lines, columns=[*columns, "said"])

@@ -144,6 +144,10 @@ class TrainingPanel:
     def _begin(self, begin) -> None:
         begin()
         config = self.session.snapshot().settings
+        for (
+            name
+        ) in self.controls:  # a run that is resumed keeps its own settings, wherever sliders were moved meanwhile
+            self.set(name, getattr(config, name))
         self.shown.setdefault(config.save_dir, (config, ()))
         self._draw_runs()
         self._following = self._loop.create_task(self._follow())
@@ -173,7 +177,7 @@ class TrainingPanel:
         self._draw_runs()
 
     def _say(self, state: str, text: str = "") -> None:
-        tint = {"failed": "#b3261e", "finished": "#1b6e3c", "stopped": "#8a5a00"}.get(state, "#333333")
+        tint = {"failed": "#b3261e", "finished": "#1b6e3c", "stopped": "#8a5a00"}.get(state, "inherit")
         said = f"<b style='color:{tint}'>{html.escape(state)}</b> {html.escape(text)}"
         self.status.value = f"<span style='line-height:1.5; white-space:normal'>{said}</span>"
 
@@ -227,7 +231,10 @@ class TrainingPanel:
         doing = widgets.HBox([*self.buttons.values(), self.bar], layout=widgets.Layout(margin="6px 0 0 0"))
         self.view = widgets.VBox(
             [
-                widgets.HBox([widgets.VBox(c, layout=widgets.Layout(flex="1 1 0")) for c in columns]),
+                widgets.HBox(
+                    [widgets.VBox(c, layout=widgets.Layout(flex="1 1 300px")) for c in columns],
+                    layout=widgets.Layout(flex_flow="row wrap"),
+                ),
                 doing,
                 self.status,
                 self.plot,
@@ -248,11 +255,12 @@ class TrainingPanel:
             legend2={"orientation": "h", "x": 1, "y": -0.18, "xanchor": "right", "yanchor": "top"},
         )  # fmt: skip
         figure.update_xaxes(title_text="training step", title_standoff=6, rangemode="tozero", linecolor="#999999")
-        figure.update_yaxes(title_text="loss", title_standoff=6, col=1)
+        figure.update_yaxes(title_text="loss", title_standoff=6, rangemode="nonnegative", col=1)
         figure.update_yaxes(title_text="R@1", title_standoff=6, rangemode="tozero", col=2)
         figure.update_yaxes(title_text="gate", title_standoff=6, range=[0, 1], col=3)
-        for column in (1, 2):  # plotly draws no axes where there is no trace
-            figure.add_scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip", row=1, col=column)
+        for column, y in ((1, [None, None]), (2, [0, 0.2])):  # plotly draws no axes where there is no trace
+            hidden = {"mode": "markers", "marker": {"opacity": 0}, "showlegend": False, "hoverinfo": "skip"}
+            figure.add_scatter(x=[0, 1], y=y, row=1, col=column, **hidden)
         experts = sorted(self.base.vis_roots)
         self._gates = {}
         for name in experts:
@@ -298,7 +306,7 @@ class TrainingPanel:
         self.plot.draw()
 
     def _show_command(self) -> None:
-        look = "background:#f5f5f5; padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "
+        look = "background:#f5f5f5; color:#222222; padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "
         look += "white-space:pre-wrap; word-break:normal; overflow-x:auto"
         words = (f"<span style='white-space:nowrap'>{html.escape(word)}</span>" for word in self.command().split(" "))
         self.commandline.value = (

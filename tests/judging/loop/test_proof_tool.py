@@ -43,7 +43,7 @@ def workspace(tmp_path_factory):
 
 
 def test_from_recordings_to_a_verdict(tool, workspace, tmp_path, capsys):
-    words = ["--workspace", workspace, "--runs", tmp_path / "runs", "--out", tmp_path / "loop", "--figure", "",
+    words = ["--workspace", workspace, "--runs", tmp_path / "runs", "--out", tmp_path / "loop",
              "--seeds", 1, "--steps", 5, "--rollouts", 2, "--heads", 1, "--head_steps", 600, "--processes", 1,
              "--scenes", 2, "--only", "full state", "teacher", "daisy", "weighted"]  # fmt: skip
     tool.main([*map(str, words)])

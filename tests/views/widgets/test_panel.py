@@ -16,12 +16,12 @@ import pytest
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import judge_students, line_up, train_line_up
-from rgb2pc_lib.judging.verdicts import verdict
+from rgb2pc_lib.judging.verdicts import compared, verdict
 from rgb2pc_lib.learning import session as session_module
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.session import THREAD
 from rgb2pc_lib.learning.train import train
-from rgb2pc_lib.views.curves import compared, curves_figure, labels, styles, verdict_figure
+from rgb2pc_lib.views.curves import curves_figure, labels, styles, verdict_figure
 from rgb2pc_lib.views.widgets import panel as module
 from rgb2pc_lib.views.widgets.panel import TrainingPanel
 
@@ -85,6 +85,7 @@ def test_start_stop_resume_by_clicks(left, tmp_path):
         b["resume"].click()
         await until(lambda: "finished" in panel.status.value)
         assert panel.bar.value == panel.bar.max == 200 and drawn(panel, "R@1") == {"moe": 20}
+        assert panel.controls["steps"].value == 200  # and they show its settings again
         return Run(panel.session.snapshot().config.folder)
 
     run = drive()
@@ -270,7 +271,7 @@ def test_labels_and_styles():
 
 def test_curves_of_folders_and_the_verdict_figure(left, tmp_path):
     config = dataclasses.replace(SMALL, steps=10, eval_every=0).with_workspace(left)
-    rows = [r for r in line_up(config, 2, tmp_path, ablations=True) if r[0] in ("moe", "uniform", "moe without left")]
+    rows = [r for r in line_up(config, 2, tmp_path, ablations=True) if r[0] in ("moe", "uniform", "left only")]
     list(train_line_up(rows))
     figure = curves_figure([Run.open(c.folder) for _, c in rows])
     assert len(figure.axes) == 2 + 8  # two rows of gates
@@ -281,7 +282,12 @@ def test_curves_of_folders_and_the_verdict_figure(left, tmp_path):
     assert names == list(table["mean"].sort_values(ascending=False).index)
     assert "chance, 0.021" in figure.axes[0].get_xlabel()
     table.loc["moe", ["mean", "low", "high"]] = 0.5, 0.4, 0.6
-    cases = [(0.01, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.1, 0.1, "no difference"), (np.nan, np.nan, "one seed")]
+    cases = [
+        (0.01, 0.2, "better"),
+        (-0.2, -0.1, "worse"),
+        (-0.1, 0.1, "not told apart"),
+        (np.nan, np.nan, "no interval"),
+    ]
     for low, high, said in cases:
         table.loc["moe", ["difference low", "difference high"]] = low, high
         assert said in compared(table, "moe", "uniform")
