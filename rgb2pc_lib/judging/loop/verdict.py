@@ -132,7 +132,7 @@ def gaps(table: pd.DataFrame, baselines: Sequence[str]) -> pd.DataFrame:
     """How much of the gap between the best RGB baseline and the teacher every other representation closes.
 
     The best baseline is chosen on the same roll-outs, which flatters it. Columns: look, representation, best baseline,
-    baseline (success), teacher, success, closed, low, high, said.
+    baseline (success), teacher, success, closed, low, high (none where there is no gap), said.
     """
     lines = []
     for look in dict.fromkeys(table["look"]):
@@ -144,7 +144,7 @@ def gaps(table: pd.DataFrame, baselines: Sequence[str]) -> pd.DataFrame:
         gap_is = told(*drawn.difference(TEACHER, best)[1:])
         for name in drawn.names:
             if name not in (TEACHER, *baselines):
-                closed, low, high = drawn.closed(name, best)
+                closed, low, high = drawn.closed(name, best) if gap_is == "better" else (np.nan,) * 3
                 said = told(*drawn.difference(name, best)[1:]) if gap_is == "better" else f"teacher {gap_is}: no gap"
                 lines.append((look, name, best, level, top, drawn.success(name)[0], closed, low, high, said))
     columns = ["look", "representation", "best baseline", "baseline", "teacher", "success", "closed", "low", "high"]

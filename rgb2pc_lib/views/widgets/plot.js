@@ -19,7 +19,7 @@ export default {
       last = last.then(() => {
         if (gone || !plotly || !box.isConnected) return; // `begin` draws what is there by then
         const { data, layout } = JSON.parse(model.get("shown"));
-        const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["sendDataToCloud"] };
+        const config = { displaylogo: false, responsive: true, showSendToCloud: false, modeBarButtonsToRemove: ["sendDataToCloud"] };
         return plotly.react(box, data, layout, config);
       }).catch((e) => console.error("rgb2pc plot:", e));
     };
