@@ -166,8 +166,8 @@ def tints(values: pd.Series) -> list[str]:
     ['#1f77b4', '#ff7f0e', '#1f77b4']
     """
     if not pd.api.types.is_numeric_dtype(values):
-        table = task_colours(values)
-        return [table[v] for v in values]
+        named = task_colours(values)
+        return [named[v] for v in values]
     scale, low, high = shades(values)
     share = ((values - low) / ((high - low) or 1)).clip(0, 1)
     table = [to_hex(c) for c in matplotlib.colormaps[scale](np.linspace(0, 1, 64))]

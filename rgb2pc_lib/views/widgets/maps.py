@@ -28,7 +28,7 @@ class Maps(anywidget.AnyWidget):
     """
 
     _esm, _css = (Path(__file__).parent / f"maps.{kind}" for kind in ("js", "css"))
-    titles = traitlets.List().tag(sync=True)
+    titles = traitlets.List(traitlets.Unicode()).tag(sync=True)
     xy = traitlets.Bytes().tag(sync=True)  # float32 [maps, n, 2], in the unit square, y downwards
     tint = traitlets.Bytes().tag(sync=True)  # uint8 [n, 3]
     large = traitlets.Bytes().tag(sync=True)  # uint8 [n]
@@ -39,7 +39,7 @@ class Maps(anywidget.AnyWidget):
     caption = traitlets.Unicode().tag(sync=True)
     picture = traitlets.Bytes().tag(sync=True)
     tool = traitlets.Enum(("box", "lasso", "move"), "box").tag(sync=True)
-    views = traitlets.List().tag(sync=True)  # of each map [left, top, width] of the unit square that is seen
+    views = traitlets.List(traitlets.List()).tag(sync=True)  # of each map [left, top, width] of the unit square that is seen
 
     def __init__(
         self, places: dict[str, np.ndarray], large: np.ndarray, acted: Callable[[str, int], None] = lambda *_: None
@@ -59,7 +59,7 @@ class Maps(anywidget.AnyWidget):
 
     @rows.setter
     def rows(self, rows: Iterable[int] | None) -> None:
-        self.selected = None if rows is None else _rows(rows)
+        self.set_trait("selected", None if rows is None else _rows(rows))
 
     def inside(self, which: int, polygon: list[list[float]]) -> np.ndarray:
         """Rows of the samples of a map that lie in a polygon of places of the unit square, y downwards."""

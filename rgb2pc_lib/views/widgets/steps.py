@@ -31,7 +31,7 @@ class StepBrowser:
         self.name = widgets.HTML()
         self.row = widgets.HBox([self.task, self.episode, self.step, self.name])
         self._fill_episodes()
-        if start in self.steps:
+        if start is not None and start in self.steps:
             self.task.value = start[0]
             self._fill_episodes()
             self.episode.value = start[1]
