@@ -2,7 +2,7 @@
 
 _PLOT = "() => document.querySelector('.rgb2pc-pairing .js-plotly-plot')?._fullData?.[0]"
 _CLOUD = f"() => Array.from(({_PLOT})()?.x ?? []).slice(0, 50)"  # empty until plotly has drawn it
-_BARS = "() => document.querySelector('.rgb2pc-negatives .js-plotly-plot')._fullData[0].marker.color.join()"
+_BARS = "() => document.querySelector('.rgb2pc-negatives .js-plotly-plot')?._fullData?.[0]?.marker.color.join() ?? ''"
 
 
 def choose(nb, description, option):

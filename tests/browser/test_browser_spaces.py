@@ -54,6 +54,8 @@ def test_space_browser(nb):
     names = nb.kernel("print(*('/'.join(k) for k in spaces.keys[['task','episode','step']].to_numpy()))").split()
     row = int(nb.kernel("import numpy as np; print(np.flatnonzero(spaces.held_out)[-1])"))
 
+    nb.page.locator(".rgb2pc-maps-bar button", has_text="clear").click()  # what the notebook has chosen
+    agree(nb, None)
     nb.page.mouse.move(*at(nb, 0, row))
     nb.until(lambda: nb.page.locator("img.rgb2pc-thumbnail").is_visible())
     shown = int(nb.kernel("print(browser.maps.hovered)"))  # the row itself, or one nearer to the pixel

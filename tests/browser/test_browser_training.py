@@ -113,7 +113,7 @@ def test_mistakes_and_running_the_cell_again(nb):
     nb.run_cell("TrainingPanel(")
 
     # two panels at once: another cell's panel does not close this one
-    nb.kernel("other = TrainingPanel(config, OUT / 'panel', 'elsewhere')")
+    nb.kernel("other = TrainingPanel(config, out / 'panel', 'elsewhere')")
     nb.kernel("panel.set('steps', 5000); panel.buttons['start'].click()")
     nb.kernel("other.set('steps', 5000); other.set('seed', 1); other.buttons['start'].click()")
     steps = "print([p.session.snapshot().step for p in (panel, other)])"
