@@ -396,9 +396,9 @@ def test_an_episode_appears_when_it_is_whole(episode, tmp_path, monkeypatch):
     seen = []
     save = Image.Image.save
 
-    def look(image, path, **options):
+    def look(image, file, kind, **options):
         seen.append([p.name for p in old.iterdir()])
-        save(image, path, **options)
+        save(image, file, kind, **options)
 
     old = out / "rgb" / "beat_block" / "demo_clean_episode0"  # what an older version left half-written
     old.mkdir(parents=True)

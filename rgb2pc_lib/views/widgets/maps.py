@@ -39,7 +39,9 @@ class Maps(anywidget.AnyWidget):
     caption = traitlets.Unicode().tag(sync=True)
     picture = traitlets.Bytes().tag(sync=True)
     tool = traitlets.Enum(("box", "lasso", "move"), "box").tag(sync=True)
-    views = traitlets.List(traitlets.List()).tag(sync=True)  # of each map [left, top, width] of the unit square that is seen
+    views = traitlets.List(traitlets.List()).tag(
+        sync=True
+    )  # of each map [left, top, width] of the unit square that is seen
 
     def __init__(
         self, places: dict[str, np.ndarray], large: np.ndarray, acted: Callable[[str, int], None] = lambda *_: None

@@ -53,7 +53,9 @@ def test_from_recordings_to_a_verdict(tool, workspace, tmp_path, capsys):
     assert success["fixed", "full state"] == 1.0
     assert set(success.index.get_level_values("representation")) == {"full state", "teacher", "daisy", "weighted"}
     assert len(pd.read_csv(tmp_path / "loop" / "rollouts.csv")) == 4 * 2 * 2
-    with pytest.raises(InputError, match="--only: expected names among full state; proprioception; teacher; weighted"):
+    with pytest.raises(
+        InputError, match="--only: expected names among full state; proprioception; full state, object 1"
+    ):
         tool.main([*map(str, words[:-4]), "clairvoyance"])
 
 

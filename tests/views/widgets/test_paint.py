@@ -35,5 +35,11 @@ def test_changes_from_other_threads_are_painted_once_on_the_own_loop():
     kernel.start()
     kernel.join()
     assert 1 <= len(painted) <= 3 and set(painted) == {kernel}
-    Repaint(lambda: painted.append(None))()  # without a loop: at once
-    assert painted[-1] is None
+
+
+def test_without_a_loop_it_is_painted_at_once():
+    painted = []
+    plain = threading.Thread(target=lambda: Repaint(lambda: painted.append(None))())
+    plain.start()
+    plain.join()
+    assert painted == [None]
