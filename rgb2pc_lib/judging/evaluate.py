@@ -138,7 +138,7 @@ def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
     (30, 32, ['dinov3', 'vggt'])
     """
     steps = steps or (20 if FAST else 400)
-    chosen: dict[str, Any] = {"student_tokens": 32, "pooling": "blocks2"}  # on validation episodes
+    chosen: dict[str, Any] = {"student_tokens": 32, "pooling": "blocks2", "loss_mse": 1.0}  # on validation episodes
     config = Config(steps=steps, eval_every=0, save_every=steps, **chosen).with_workspace(workspace)
     if FAST:
         tasks = tuple(list_tasks(workspace.root("teacher"))[:2])

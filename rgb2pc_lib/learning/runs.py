@@ -123,7 +123,7 @@ class Config(Settings):
     # losses
     tau: float = shared("tau", 0.05)
     learn_tau: bool = shared("learn_tau", False)
-    loss_mse: float = shared("loss_mse", 1.0)
+    loss_mse: float = shared("loss_mse", 0.0)
     loss_relational: float = shared("loss_relational", 0.0)
     exclude_near: int = shared("exclude_near", 0)
     # alignment with points (route geometric, or beside distillation)

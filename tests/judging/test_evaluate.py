@@ -29,7 +29,6 @@ from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
 SMALL = Config(
-    loss_mse=0.0,
     validation=0.0,
     amp="off",
     steps=40,
