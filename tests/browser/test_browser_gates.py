@@ -32,6 +32,13 @@ def pictures(nb):
     return nb.until(lambda: nb.page.evaluate(_PIXELS, _PANEL))
 
 
+def settled(nb):
+    """The pictures, once they stay as they are."""
+    before = pictures(nb)
+    nb.page.wait_for_timeout(700)
+    return before if pictures(nb) == before else None
+
+
 def test_gate_browser(nb):
     nb.open("03_fusion_weights_and_gates.ipynb")
     for cell in ("import GateBrowser", "WORKSPACE =", "train_missing(rows)", "readers =", 'readers["moe"].keys'):
@@ -52,7 +59,7 @@ def test_gate_browser(nb):
     slide(nb, "step", ["ArrowRight"] * 5)
     nb.until(lambda: nb.text(".rgb2pc-step") == "step_0005")
     nb.until(lambda: pictures(nb)[0] != rgb and nb.page.evaluate(_CLOUD) != cloud)
-    before = pictures(nb)
+    before = nb.until(lambda: settled(nb))  # not those of a step on the way
     slide(nb, "opacity", ["Home"])
     nb.until(lambda: pictures(nb)[1] != before[1])
     assert pictures(nb)[0] == before[0]

@@ -31,7 +31,7 @@ def told(table, way):
     """What holds for the lines of every way; its parts."""
     rows = table[table["way"] == way].set_index("part")
     parts = rows.drop(index=WHOLE)
-    assert rows.loc[WHOLE, "share"] == 1 and 0.5 < parts["share"].sum() <= 1 and (rows["ms, median"] > 0).all()
+    assert rows.loc[WHOLE, "share"] == 1 and (parts["share"] > 0).all() and (rows["ms, median"] > 0).all()
     assert (rows["ms, 95 %"] >= rows["ms, median"]).all()
     assert rows.loc[WHOLE, "frames/s"] == pytest.approx(1000 / rows.loc[WHOLE, "ms, median"])
     assert parts[["frames/s", "memory, MB"]].isna().all(axis=None)
