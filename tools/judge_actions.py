@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         against = a.against or next(iter(config.vis_roots))
         if against not in features:
             raise InputError(f"--against: expected one of {'; '.join(features)}, found {against}")
-        settings, parts = HeadSettings(steps=a.head_steps), []
-        for part in held_out_errors(features, source.demonstrations, a.heads, settings):
+        parts = []
+        for part in held_out_errors(features, source.demonstrations, a.heads, HeadSettings(steps=a.head_steps)):
             print(f"{part['representation'][0]}: {part['error'].mean():.3f}", flush=True)
             parts.append(part)
     except InputError as e:

@@ -86,13 +86,7 @@ def chosen(found: dict[str, list[Representation]], only: list[str] | None) -> di
 def main(argv: list[str] | None = None) -> None:
     a = parse(argv)
     settings = ProofSettings(
-        a.rollouts,
-        a.heads,
-        a.first_seed,
-        a.head,
-        HeadSettings(steps=a.head_steps),
-        a.scenes,
-        a.processes,
+        a.rollouts, a.heads, a.first_seed, a.head, HeadSettings(steps=a.head_steps), a.scenes, a.processes
     )
     from rgb2pc_lib.recordings import sim  # not needed for --help, slow, and an optional extra
 

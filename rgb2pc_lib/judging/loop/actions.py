@@ -38,8 +38,8 @@ def held_out_errors(
                 if not fit.any() or not rows.any():
                     continue  # tasks may be held out as a whole
                 actions = demonstrations.actions
-                told = demonstrations.own.shape[1]
-                policy = train_head(known[fit], actions[fit], head, settings, told)
+                own = demonstrations.own.shape[1]
+                policy = train_head(known[fit], actions[fit], head, settings, own)
                 error = action_error(policy(known[rows]), actions[rows], action_spread(actions[fit]))
                 episodes = demonstrations.episodes[rows]
                 mean = pd.Series(error).groupby(episodes).mean()

@@ -65,7 +65,7 @@ def train_head(
     actions: np.ndarray,
     seed: int,
     settings: HeadSettings = HeadSettings(),
-    told: int = 0,
+    told: int = 0,  # noqa: B008
 ) -> Head:
     """A head from features `[n, d]` and chunks `[n, H, A]` of one task; the last `told` features are never left out.
 
