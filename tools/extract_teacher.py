@@ -6,7 +6,8 @@
 
 Files go to the workspace's teacher root, never into the clouds' folder. An interrupted extraction continues where it
 stopped. A cloud with a fault does not stop the others: all faults are listed at the end and in faults.txt beside the
-files, and the exit status is 2. Clouds are in metres, in the camera frame (OpenCV axes) unless --frame says otherwise.
+files, and the exit status is 2. Clouds are in metres, in the camera frame (OpenCV axes) unless the state files or
+--frame say otherwise; pointnet sees them in the world's, so they are turned by the state files' world_to_camera.
 Of clouds larger than an encoder was trained on (ulip 8,192 points, ulip2 10,000) a sample is taken, always the same one
 of the same cloud.
 """
@@ -35,7 +36,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--weights", type=Path, help="checkpoint (pointnet: data/teacher/pointnet.safetensors)")
     p.add_argument("--frame", choices=["camera", "world"], default="camera",
-                   help="axes of the clouds: camera (y down, z forward) or world (z up); default: camera")  # fmt: skip
+                   help="axes of the clouds: camera (y down, z forward) or world (z up); state files win")  # fmt: skip
     p.add_argument("--tag", help="files end in .ulip_TAG.pt (default: the encoder's name)")
     p.add_argument("--out", type=Path, help="write here instead of the workspace's teacher root")
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu; cuda: one a process)")
@@ -71,7 +72,10 @@ def main(argv=None) -> int:
         print("\n".join(faults.lines()), end="\n" * bool(faults.found), file=sys.stderr)
         return 2 if faults.found else 0
     batch = args.batch or (1 if device == "cpu" else 16)
-    written, kept = extract_teacher(encoder, clouds, out, tag, batch, faults=faults, exclude=workspace.exclude)
+    written, kept = extract_teacher(
+        encoder, clouds, out, tag, batch, faults=faults, exclude=workspace.exclude, state_root=workspace.state,
+        clouds_in=args.frame,
+    )  # fmt: skip
     print(f"{tag}: {written} files written, {kept} kept, in {out}")
     return ranks.tell(faults, out / "faults.txt")
 

@@ -28,7 +28,7 @@ from rgb2pc_lib.judging.loop.compared import named_runs
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings
 from rgb2pc_lib.judging.loop.proof import HEADS, ProofSettings, prove, read_proof
-from rgb2pc_lib.judging.loop.representations import Representation, Source
+from rgb2pc_lib.judging.loop.representations import Representation, Source, Teacher
 from rgb2pc_lib.judging.loop.tuned import Tuned
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config
@@ -102,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         every |= {f"tuned, from {start}": [Tuned(a.finetune, start == "compact")] for start in ("compact", "random")}
     first = source.demonstrations.keys.iloc[0]
     recorded = sim.config_of(workspace.root("state").parent, first["task"], first["episode"])
+    recorded["frame"] = Teacher().frame or recorded["frame"]  # of live clouds, which the teacher alone sees
     scene = functools.partial(sim.Scene, config=sim.RecordConfig(**recorded))
     tasks = a.tasks or [*source.demonstrations.horizons]
     follow(prove(chosen(every, a.only), source, scene, a.out, tasks, settings))

@@ -20,7 +20,7 @@ from tqdm import trange
 from rgb2pc_lib import InputError
 from rgb2pc_lib.data.workspace import CACHE
 from rgb2pc_lib.encoders.clouds.foretell import ForetellConfig, foretell, load_recorded
-from rgb2pc_lib.encoders.clouds.points import PointEncoder, save_point_encoder
+from rgb2pc_lib.encoders.clouds.points import PointConfig, PointEncoder, save_point_encoder
 from rgb2pc_lib.encoders.weights import network_fingerprint
 
 RECORDED = CACHE / "other_seeds"
@@ -41,6 +41,8 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument(
         "--supervised", action="store_true", help="tell where the object is instead: a label, an upper bound"
     )
+    p.add_argument("--frame", choices=["world", "camera"], default=PointConfig.frame,
+                   help="of the clouds: the robot's world or the camera's (default: %(default)s)")  # fmt: skip
     p.add_argument("--seed", type=int, default=ForetellConfig.seed,
                    help="of weights and augmentations (default: %(default)s)")  # fmt: skip
     p.add_argument("--num_threads", type=int, default=1, help="processor threads (default: %(default)s)")
@@ -52,8 +54,8 @@ def main(argv=None) -> None:
     torch.set_num_threads(args.num_threads)
     names = ("steps", "foretelling", "contrast", "supervised", "seed")
     config = ForetellConfig(**{name: getattr(args, name) for name in names})
-    data = load_recorded(*args.recorded)
-    encoder, start = PointEncoder(seed=args.seed), time.monotonic()
+    data = load_recorded(*args.recorded, frame=args.frame)
+    encoder, start = PointEncoder(PointConfig(frame=args.frame), seed=args.seed), time.monotonic()
     training = foretell(encoder, data, config)
     with trange(config.steps, desc="teacher", unit="step") as bar:
         for figures in training:

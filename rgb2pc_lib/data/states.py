@@ -61,14 +61,14 @@ def rows_of(state: dict[str, np.ndarray], steps: Sequence[str], path: Path) -> n
     return np.array([known[step] for step in steps], int)
 
 
-def poses(state: dict[str, np.ndarray], rows: np.ndarray, path: Path) -> np.ndarray | None:
-    """World to the frame of the clouds, `[n, 4, 4]`: the identity for clouds in the world's frame.
+def poses(state: dict[str, np.ndarray], rows: np.ndarray, path: Path, frame: str | None = None) -> np.ndarray | None:
+    """World to a frame, "camera" or "world", by default that of the clouds, `[n, 4, 4]`: the identity for the world's.
 
-    None for clouds in a camera's whose place is unknown. Raises InputError where it is not told, or no pose.
+    None for a camera's whose place is unknown. Raises InputError where the clouds' is not told, or no pose.
     """
-    if "frame" not in state:
+    if frame is None and "frame" not in state:
         raise InputError(f"{path}: expected the array frame, camera or world, of the clouds; add it")
-    if str(state["frame"]) != "camera":
+    if (frame or str(state["frame"])) != "camera":
         return np.broadcast_to(np.eye(4), (len(rows), 4, 4))
     if "world_to_camera" not in state:
         return None

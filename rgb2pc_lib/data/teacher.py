@@ -150,6 +150,15 @@ def read_points(file: TeacherFile) -> PointFeatures:
     return PointFeatures(as_array(feat, path), *known)
 
 
+def frame_of(file: TeacherFile) -> str | None:
+    """The frame in which the teacher saw a step's cloud, "world" or "camera"; None where its file does not say."""
+    raw = load_torch(file.path, AGAIN, again=AGAIN) if file.path.suffix == ".pt" else None
+    frame = raw.get("frame") if isinstance(raw, dict) else None
+    if frame not in (None, "world", "camera"):
+        raise InputError(f"{file.path}: frame: expected world or camera, found {frame!r}; {AGAIN}")
+    return frame
+
+
 def _positions(pc: Any, path: Path) -> np.ndarray:
     """As float32 where that changes nothing; else whoever uses them is told (`numbers.as_positions`)."""
     exact = as_array(pc, path, np.float64)

@@ -55,16 +55,18 @@ class Questions:
 
     @classmethod
     def of(cls, run: Run, state_root: Path | None, judged: str = "held_out") -> Questions:
-        """The questions that a finished run's samples answer."""
+        """The questions that a finished run's samples answer, positions in the frame in which its teacher sees."""
         e = run.embeddings(judged)
-        return cls.about(_keys(e), e["held_out"], state_root)
+        return cls.about(_keys(e), e["held_out"], state_root, run.summary["teacher_frame"])
 
     @classmethod
-    def about(cls, keys: pd.DataFrame, held_out: np.ndarray, state_root: Path | None) -> Questions:
-        """The questions that some steps answer: `held_out` `[n]` tells which are scored."""
+    def about(
+        cls, keys: pd.DataFrame, held_out: np.ndarray, state_root: Path | None, frame: str | None = None
+    ) -> Questions:
+        """The questions that steps answer: `held_out` `[n]` tells which are scored, `frame` where positions are."""
         if state_root is None:
             return cls(keys, held_out, {})
-        targets, own, looks = load_answers(state_root, keys)
+        targets, own, looks = load_answers(state_root, keys, frame)
         return cls(keys, held_out, targets, looks, own)
 
     def ask(self, features: np.ndarray) -> tuple[dict[str, float], pd.DataFrame]:

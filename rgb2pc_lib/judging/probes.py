@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,25 +24,28 @@ _ALPHAS = np.logspace(-2, 4, 7)
 _IN_CM = ("tcp", "object")
 
 
-def load_targets(root: Path, keys: pd.DataFrame) -> dict[str, np.ndarray]:
+def load_targets(root: Path, keys: pd.DataFrame, frame: str | None = None) -> dict[str, np.ndarray]:
     """Probe targets `[n, d]` of the given samples, from `<root>/<task>/<episode>.npz` (see data/README.md).
 
-    Positions are turned into the frame of the clouds (metres): a camera-frame cloud cannot know where the world is.
+    Positions (metres) are in the frame in which the teacher sees ("world" or "camera"), by default that of the clouds:
+    who sees in a camera's cannot know where the world is.
     Targets are those that every episode has. Raises InputError naming the file when an episode or a step is missing.
     """
-    return from_states(root, keys, _targets)
+    return from_states(root, keys, partial(_targets, frame))
 
 
 _OWN = ("own tcp", "own opening")
 
 
-def load_answers(root: Path, keys: pd.DataFrame) -> tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray | None]:
+def load_answers(
+    root: Path, keys: pd.DataFrame, frame: str | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray | None]:
     """`load_targets`, what the robot knows of itself, and the episodes' looks, from one reading of the states.
 
     The robot knows its tcp (m, in its own frame) and its opening (m): `[n, 4]`. The look is whether an episode's is
     randomised: `[n]` bool. Either is None where it is not recorded of every episode.
     """
-    found = from_states(root, keys, lambda *state: _targets(*state) | _own(*state) | _look(*state))
+    found = from_states(root, keys, lambda *state: _targets(frame, *state) | _own(*state) | _look(*state))
     own = np.concatenate([found[k] for k in _OWN], 1) if set(_OWN) <= found.keys() else None
     return {k: found[k] for k in PROBES if k in found}, own, found.get("randomised")
 
@@ -76,8 +80,8 @@ def _look(state, rows, path) -> dict[str, np.ndarray]:
     return {k: np.full(len(rows), bool(state[k])) for k in ("randomised",) if k in state}
 
 
-def _targets(state, rows, path) -> dict[str, np.ndarray]:
-    values = _positions(state, rows, path)
+def _targets(frame, state, rows, path) -> dict[str, np.ndarray]:
+    values = _positions(state, rows, path, frame)
     if {"tcp", "object"} <= values.keys():
         values["tcp-object"] = values["object"] - values["tcp"]
         values["distance"] = np.linalg.norm(values["tcp-object"], axis=1, keepdims=True)
@@ -85,8 +89,8 @@ def _targets(state, rows, path) -> dict[str, np.ndarray]:
     return {k: values[k] for k in PROBES if k in values}
 
 
-def _positions(state, rows, path):  # in the frame of the clouds; those in a camera whose pose is unknown cannot be told
-    pose = poses(state, rows, path)
+def _positions(state, rows, path, frame):  # those in a camera whose pose is unknown cannot be told
+    pose = poses(state, rows, path, frame)
     if pose is None:
         return {}
     names = {"tcp": "tcp", "left_tcp": "left tcp", "right_tcp": "right tcp", "object": "object"}

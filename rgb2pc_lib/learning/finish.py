@@ -12,6 +12,7 @@ import torch
 
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, lattice, ordered_plans, refuse_not_finite
+from rgb2pc_lib.data.teacher import frame_of
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.metrics import agreement, retrieval
 from rgb2pc_lib.learning.models import Student
@@ -88,6 +89,7 @@ def finish(run: Run, prepared: Prepared) -> None:
         "excluded": data.samples.pairing.excluded,
         "unreadable": data.samples.pairing.unreadable,
         "look_ahead": {k: v._asdict() for k, v in data.samples.pairing.look_ahead(prepared.config.frame_copy).items()},
+        "teacher_frame": frame_of(next(f for files in data.samples.pairing.teacher.values() for f in files.values())),
         "precision": "bfloat16" if aim.amp else "float32",
         "held-out": figures | aim.figures(gatherer, data.held_out),
         "gates": dict(zip(student.experts, gates[held_out].mean(0).tolist(), strict=True)),

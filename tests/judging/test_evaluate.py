@@ -125,6 +125,8 @@ def test_targets_are_in_the_frame_of_the_clouds(tmp_path, frame):
         expected = to_camera[:3, :3] @ world + to_camera[:3, 3] if frame == "camera" else world
         np.testing.assert_allclose(targets["tcp"][i], expected)
         np.testing.assert_allclose(targets["distance"][i], np.linalg.norm(state["object"][row.time] - world))
+        for seen_in, place in (("world", world), ("camera", to_camera[:3, :3] @ world + to_camera[:3, 3])):
+            np.testing.assert_allclose(load_targets(tmp_path / "state", table, seen_in)["tcp"][i], place)
     one = tmp_path / "state" / "push" / "ep_0.npz"
     arrays = dict(np.load(one))
     np.savez(one, **{k: v for k, v in arrays.items() if k != "object"})  # the other episode still has it

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply
+from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply, transform
 from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.listing import steps
+from rgb2pc_lib.data.listing import step_name, steps
 from rgb2pc_lib.data.numbers import as_type
+from rgb2pc_lib.data.states import poses, rows_of, state_file, state_once
 from rgb2pc_lib.encoders.encode import out_of_memory
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.ranks import rank, shard
@@ -42,6 +43,7 @@ class CloudEncoder:
     features: Callable[[Tensor], dict[str, Tensor]]  # [B, N, 6] -> pc_feat [B, N, E], perhaps pooled [B, E]
     made_by: str  # fingerprint of the weights
     width: int  # E
+    frame: str | None = None  # of the clouds that it sees, "camera" or "world"; None: whichever they are in
     fewest: int = 1  # points a cloud must have
     most: int | None = None  # points it looks at; of larger clouds it sees a sample
     grey: float = GREY  # the colour of a cloud without colours
@@ -54,10 +56,11 @@ def load_cloud_encoder(
     """The point encoder of that name, with its weights, on a device.
 
     frame: axes of the clouds, "camera" (OpenCV: x right, y down, z forward) or "world" (z up).
-    Raises InputError for an unknown name or device, missing weights, and a frame the encoder does not take.
+    Raises InputError for an unknown name or device, and for missing weights.
 
-    >>> load_cloud_encoder("pointnet").width
-    256
+    >>> encoder = load_cloud_encoder("pointnet")
+    >>> encoder.width, encoder.frame
+    (256, 'world')
     """
     if name not in ENCODERS:
         raise InputError(f"no point encoder is called '{name}'; there are {', '.join(sorted(ENCODERS))}")
@@ -101,6 +104,37 @@ def cloud_points(cloud: Cloud, grey: float = GREY) -> np.ndarray:
     """A cloud as an encoder takes it, `[N, 6]` float32: xyz (m) and rgb (0 to 1, `grey` where there is none)."""
     rgb = np.full_like(cloud.xyz, grey) if cloud.rgb is None else cloud.rgb.astype(np.float32) / 255
     return np.concatenate([cloud.xyz, rgb], 1)
+
+
+def turn(path: Path, frame: str | None, state_root: Path | None, clouds_in: str = "camera") -> np.ndarray | None:
+    """What turns a cloud `<task>/<episode>/<step>.ply` into the frame an encoder sees, `[4, 4]`; None if it is there.
+
+    The step's state file says what frame the cloud is in, and where the camera stands; what is not said is
+    `clouds_in`. Raises InputError where the turn is not told.
+    """
+    if frame is None:
+        return None
+    if state_root is None:
+        if frame == clouds_in:
+            return None
+        raise InputError(
+            f"{path}: in the {clouds_in}'s frame, and the encoder sees clouds in the {frame}'s; name a state root in "
+            "the workspace, whose files tell frame and world_to_camera [4, 4]"
+        )
+    told = state_file(state_root, path.parent.parent.name, path.parent.name)
+    state = state_once(told)
+    row = rows_of(state, [step_name(path.name)], told)
+    is_in = str(state.get("frame", clouds_in))
+    if is_in == frame:
+        return None
+    now, wanted = (poses(state, row, told, where) for where in (is_in, frame))
+    if now is None or wanted is None:
+        raise InputError(
+            f"{told}: the encoder sees clouds in the {frame}'s frame, and no array world_to_camera [4, 4] says how to "
+            "turn them; add it, or use an encoder that takes clouds as they are"
+        )
+    turned: np.ndarray = wanted[0] @ np.linalg.inv(now[0])
+    return turned
 
 
 def sample_points(number: int, most: int | None, cloud: str) -> np.ndarray:
@@ -160,12 +194,13 @@ def plan(
 
 def extract_teacher(
     encoder: CloudEncoder, clouds: Path, out: Path, tag: str | None = None, batch: int = 1, progress: bool = True,
-    faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING,
+    faults: Faults = AT_ONCE, exclude: Exclusions = NOTHING, state_root: Path | None = None, clouds_in: str = "camera",
 ) -> tuple[int, int]:  # fmt: skip
     """Write `out/<task>/<episode>/<step>.ply.ulip_<tag>.pt` for every cloud of this rank; the numbers (written, kept).
 
-    A file is a dict: `pc [N, 6]` float32, `uv [N, 2]` float32 where the cloud has it, `pc_feat [N, E]` float16,
-    `pooled [E]` float16 where the encoder has such an embedding, and `encoder`, a fingerprint of the weights. Files
+    A file is a dict: `pc [N, 6]` float32 as the cloud has it, `uv [N, 2]` float32 where it has that, `pc_feat [N, E]`
+    float16, `pooled [E]` float16 where the encoder has such an embedding, `encoder`, a fingerprint of the weights, and
+    `frame`, where the encoder sees clouds in one: then each is turned (see `turn`) before it looks. Files
     of the same encoder are kept. Clouds of one size are encoded together, at most `batch` and as many as memory holds.
     A cloud that cannot be read or encoded is put into `faults`. Raises InputError for a file that another encoder made.
     """
@@ -176,11 +211,11 @@ def extract_teacher(
             read = []
             for path, target in some:
                 with faults.at(_name(path)):
-                    read.append((path, target, *_read(encoder, path)))
+                    read.append((path, target, *_read(encoder, path, turn(path, encoder.frame, state_root, clouds_in))))
             for _, group in groupby(read, key=lambda item: len(item[2])):
                 same = list(group)
                 with faults.at(*(_name(path) for path, *_ in same)):
-                    features = _encode(encoder, torch.from_numpy(np.stack([points for *_, points, _ in same])))
+                    features = _encode(encoder, torch.from_numpy(np.stack([seen for *_, seen, _ in same])))
                     written += _save_each(encoder, same, features, faults)
             bar.update(len(some))
     return written, work.kept
@@ -188,12 +223,13 @@ def extract_teacher(
 
 def _save_each(encoder, same, features, faults):
     written = 0
-    for i, (path, target, points, uv) in enumerate(same):
+    frame = {} if encoder.frame is None else {"frame": encoder.frame}
+    for i, (path, target, points, _, uv) in enumerate(same):
         with faults.at(_name(path)):
             what = f"{path}: its features"
             one = {k: as_type(v[i], torch.float16, what, _METRES) for k, v in features.items()}
             pixels = {} if uv is None else {"uv": torch.from_numpy(uv)}
-            save(target, {"pc": torch.from_numpy(points), **pixels, **one, "encoder": encoder.made_by})
+            save(target, {"pc": torch.from_numpy(points), **pixels, **one, "encoder": encoder.made_by, **frame})
             written += 1
     return written
 
@@ -206,14 +242,22 @@ def _batches(items, size):
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
-def _read(encoder, path):  # points [N, 6], uv [N, 2] or None, of those points that are looked at
+def _read(encoder, path, turned):  # of those points that are looked at: [N, 6], the same as seen, uv [N, 2] or None
     points, cloud = read_cloud(path, encoder.grey)
     if len(points) < encoder.fewest:
         raise InputError(
             f"{path}: {encoder.name} needs {encoder.fewest} points, found {len(points)}; use denser clouds"
         )
     rows = sample_points(len(points), encoder.most, _name(path))
-    return points[rows], None if cloud.uv is None else cloud.uv[rows]
+    points = points[rows]
+    seen = points if turned is None else in_frame(points, turned)
+    return points, seen, None if cloud.uv is None else cloud.uv[rows]
+
+
+def in_frame(points: np.ndarray, turned: np.ndarray) -> np.ndarray:
+    """Points `[N, 6]` float32 in another frame; colours stay."""
+    xyz = transform(points[:, :3].astype(np.float64), turned)
+    return np.concatenate([xyz.astype(np.float32), points[:, 3:]], 1)
 
 
 @torch.inference_mode()

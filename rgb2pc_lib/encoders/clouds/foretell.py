@@ -3,15 +3,15 @@
 A robot records where its gripper is and how far it is open, without anybody's labels. From a cloud the encoder has to
 tell both, now and several steps ahead: since the gripper goes to what is to be moved, it must find that thing. A
 contrastive term beside it (two disjoint subsets of one cloud are views of the same step, all other steps of the batch
-are negatives) keeps steps apart that the robot's next moves do not. No pose of an object and no label is used; clouds
-and positions are in the camera's frame (OpenCV axes, metres).
+are negatives) keeps steps apart that the robot's next moves do not. No pose of an object and no label is used.
+Clouds and positions are in one frame (metres): the world's, in which the robot acts, or the camera's (OpenCV axes).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from rgb2pc_lib.data import system
 from rgb2pc_lib.data.files.guarded import check_npz
 from rgb2pc_lib.data.listing import step_name
 from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
-from rgb2pc_lib.encoders.clouds.extract_clouds import GREY, list_clouds, read_cloud
+from rgb2pc_lib.encoders.clouds.extract_clouds import GREY, in_frame, list_clouds, read_cloud, turn
 from rgb2pc_lib.encoders.clouds.points import PointEncoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.losses import info_nce
@@ -49,8 +49,8 @@ class ForetellConfig:
     warmup: int = 100  # steps
     weight_decay: float = 0.01
     jitter: float = 0.002  # m, per point and axis
-    tilt: float = 12.0  # degrees: the camera of each cloud is turned by up to this about each axis
-    shift: float = 0.08  # m: and moved by up to this along each axis
+    tilt: float = 12.0  # degrees: a camera whose frame clouds are in is turned by up to this about each axis
+    shift: float = 0.08  # m: and moved by up to this along each axis; clouds in the world's frame stay
     colour: float = 0.3  # strength of the colour change of a cloud
     grey: float = 0.3  # chance that a cloud has no colour
     seed: int = 0
@@ -83,6 +83,8 @@ def foretell(encoder: PointEncoder, data: Recorded, config: ForetellConfig) -> I
     if data.points.shape[1] < config.points:
         raise InputError(f"clouds of {data.points.shape[1]} points are fewer than the {config.points} asked for")
     system.keep_freed_memory()
+    if encoder.config.frame == "world":  # places there are what is to be learned
+        config = replace(config, tilt=0, shift=0)
     draw = torch.Generator().manual_seed(config.seed)
     later = _later(data.episode, (0,) if config.supervised else config.ahead)  # [S, A]
     places = torch.cat([data.tcp[later], data.object[:, None]][: 1 + config.supervised], 1)  # [S, A or 2, 3]
@@ -147,7 +149,8 @@ def moved(
 ) -> tuple[Tensor, Tensor]:
     """Augmented clouds `[B, N, 6]` -> `[views * B, points / views, 6]`, and the positions `[B, A, 3]` moved alike.
 
-    Every cloud is seen by a camera of its own; the views of one cloud share it, and have no point in common.
+    Every cloud is seen by a camera of its own, unless `config` lets it stand; the views of one cloud share it, and have
+    no point in common.
     """
     B, N, _ = clouds.shape
     order = torch.rand(B, N, generator=draw).argsort(1)[:, : config.points // views * views, None]
@@ -175,10 +178,11 @@ def rotations(vectors: Tensor) -> Tensor:
     return torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).unflatten(-1, (3, 3)).matrix_exp()
 
 
-def load_recorded(*roots: Path, progress: bool = True) -> Recorded:
+def load_recorded(*roots: Path, frame: str = "world", progress: bool = True) -> Recorded:
     """All clouds and the robot's record under `<root>/clouds` and `<root>/state`, as the recorder writes them.
 
-    Raises InputError for clouds of different sizes, and where tcp or opening are not recorded.
+    All are turned into one frame, "world" or "camera".
+    Raises InputError for clouds of different sizes, and where tcp, opening or a camera's place are not recorded.
     """
     episodes = [
         (paths, state_file(root / "state", task, episode))
@@ -187,15 +191,17 @@ def load_recorded(*roots: Path, progress: bool = True) -> Recorded:
     ]
     points, told = [], []
     for paths, path in tqdm(episodes, unit="episode", disable=not progress):
-        points += [torch.from_numpy(read_cloud(p)[0]) for p in paths]
         if not path.exists():
             raise InputError(f"{path}: expected tcp, opening, object of {len(paths)} steps, found no such file; add it")
         state = read_state(path)
         check_npz(path, state, {"tcp": ("f", "S3"), "opening": ("iuf", "S"), "object": ("f", "S3")})
         kept = rows_of(state, [step_name(p.name) for p in paths], path)
-        pose = poses(state, kept, path)
+        for p in paths:
+            cloud, turned = read_cloud(p)[0], turn(p, frame, path.parents[1])
+            points.append(torch.from_numpy(cloud if turned is None else in_frame(cloud, turned)))
+        pose = poses(state, kept, path, frame)
         if pose is None:
-            raise InputError(f"{path}: clouds in a camera's frame, and no array world_to_camera [4, 4]; add it")
+            raise InputError(f"{path}: clouds in the world's frame, and no array world_to_camera [4, 4]; add it")
         tcp, thing = ((pose[:, :3, :3] @ state[k][kept][..., None])[..., 0] + pose[:, :3, 3] for k in ("tcp", "object"))
         told.append((tcp, state["opening"][kept], thing))
     if all(some[:, :3].abs().max() <= _NEAR for some in points):

@@ -22,6 +22,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import initialise
 
 WEIGHTS = PROJECT / "data" / "teacher" / "pointnet.safetensors"
+_MIDDLE = {"world": (0.0, 0.6, 0.15), "camera": (0.0, 0.0, 1.0)}  # m, of a scene on the table: taken as the origin
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,11 @@ class PointConfig:
     embed_dim: int = 256  # E, width of pc_feat
     octaves: int = 6  # sines and cosines of each coordinate
     wavelength: float = 2.0  # m, of the lowest octave; the highest is wavelength / 2 ** (octaves - 1)
-    depth: float = 1.0  # m along the optical axis, taken as the origin
+    frame: str = "world"  # of the clouds that it sees: "world", where the robot stands, or "camera"
+
+    def __post_init__(self):
+        if self.frame not in _MIDDLE:
+            raise InputError(f"frame: expected {' or '.join(_MIDDLE)}, found {self.frame!r}")
 
 
 class PointEncoder(nn.Module):
@@ -70,7 +75,7 @@ class PointEncoder(nn.Module):
 
     def _hidden(self, points: Tensor) -> Tensor:
         xyz, rgb = points[..., :3], points[..., 3:]
-        xyz = xyz - xyz.new_tensor([0.0, 0.0, self.config.depth])
+        xyz = xyz - xyz.new_tensor(_MIDDLE[self.config.frame])
         octaves = 2.0 ** torch.arange(self.config.octaves, device=xyz.device)
         angles = (xyz[..., None] * (2 * math.pi / self.config.wavelength * octaves)).flatten(-2)
         local = self.local(torch.cat([2 * xyz, angles.sin(), angles.cos(), 2 * rgb - 1], -1))  # [B, N, hidden]
@@ -96,7 +101,7 @@ def load_point_encoder(path: Path | None = None) -> PointEncoder:
     path, again = Path(path or WEIGHTS), "expected a point encoder written by tools/train_teacher.py; train it again"
     about, tensors = read_weights(path, "about", {"config": dict}, again)
     for name, value in about["config"].items():
-        expect(value, (int, float), path, name, again)
+        expect(value, (int, float, str), path, name, again)
 
     def build() -> PointEncoder:
         return PointEncoder(PointConfig(**about["config"]), seed=None)
@@ -105,10 +110,10 @@ def load_point_encoder(path: Path | None = None) -> PointEncoder:
 
 
 def load_pointnet(weights: Path | None = None, device: str = "cpu", frame: str = "camera") -> CloudEncoder:
-    """The sample's teacher as the extraction takes it. Raises InputError for clouds in the world frame."""
-    if frame != "camera":
-        raise InputError(f"pointnet was trained on clouds in the camera frame, not the {frame}'s; transform them first")
+    """The sample's teacher as the extraction takes it: it sees clouds in the frame that it was trained on."""
     network = load_point_encoder(weights)
-    made_by = network_fingerprint(network)
+    config, made_by = network.config, network_fingerprint(network)
     network.to(device)
-    return CloudEncoder("pointnet", lambda p: {"pc_feat": network(p)}, made_by, network.config.embed_dim, device=device)
+    return CloudEncoder(
+        "pointnet", lambda p: {"pc_feat": network(p)}, made_by, config.embed_dim, config.frame, device=device
+    )

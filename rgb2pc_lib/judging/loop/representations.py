@@ -286,6 +286,11 @@ class Teacher:
     pooling: str = "mean"
     cloud = True
 
+    @property
+    def frame(self) -> str | None:
+        """That of the clouds which the encoder sees."""
+        return load_cloud_encoder(self.encoder, self.weights).frame
+
     def made_from(self, source: Source) -> str:
         files = source.data.samples.pairing.teacher
         stats = [f.path.stat() for steps in files.values() for f in steps.values()]

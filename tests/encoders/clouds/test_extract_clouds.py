@@ -12,7 +12,8 @@ import torch
 from tiny_ulip import SMALL, official, random_state
 
 from rgb2pc_lib.data.clouds import Cloud, count_points, read_ply, write_ply
-from rgb2pc_lib.data.teacher import list_teacher, read_points, teacher_table
+from rgb2pc_lib.data.states import state_once
+from rgb2pc_lib.data.teacher import frame_of, list_teacher, read_points, teacher_table
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.encoders.clouds import ulip
 from rgb2pc_lib.encoders.clouds.extract_clouds import (
@@ -23,6 +24,7 @@ from rgb2pc_lib.encoders.clouds.extract_clouds import (
     plan,
     read_cloud,
     sample_points,
+    turn,
 )
 from rgb2pc_lib.encoders.clouds.points import PointConfig, PointEncoder, load_pointnet, save_point_encoder
 from rgb2pc_lib.encoders.weights import network_fingerprint
@@ -171,11 +173,52 @@ def test_a_bad_cloud_is_named(tmp_path):
         count_points(bad)
 
 
-def test_the_sample_s_teacher_takes_camera_clouds_only(tmp_path):
+def test_clouds_are_turned_into_the_frame_that_the_encoder_sees(tmp_path):
+    """A turn by a quarter about z, and a shift: seen from the camera x is the world's y, and 2 m farther."""
+    root, out, state = tiny.write_clouds(tmp_path / "clouds"), tmp_path / "teacher", tmp_path / "state"
+    pose = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 2], [0, 0, 0, 1]])
+    (state / "task").mkdir(parents=True)
+    told = {"steps": [f"step_{i:04d}" for i in range(3)], "frame": "camera", "world_to_camera": pose}
+
+    def write(**changes):
+        state_once.cache_clear()
+        np.savez(state / "task" / "episode_0000.npz", **{k: v for k, v in {**told, **changes}.items() if v is not None})
+
+    seen = []
+
+    def features(points):
+        seen.append(points.numpy())
+        return {"pc_feat": points.repeat(1, 1, 6)[..., :32]}
+
+    from_world = encoder(features=features, frame="world")
+    write()
+    extract(from_world, root, out, state_root=state)
+    path = root / "task" / "episode_0000" / "step_0000.ply"
+    cloud = read_cloud(path)[0]
+    world = np.stack([-cloud[:, 1], cloud[:, 0], cloud[:, 2] - 2], 1)
+    np.testing.assert_allclose(seen[0][0, :, :3], world, atol=1e-6)
+    np.testing.assert_array_equal(seen[0][0, :, 3:], cloud[:, 3:])
+    file = list_teacher(out)[("task", "episode_0000")]["step_0000"]
+    np.testing.assert_array_equal(read_points(file).pc, cloud)  # as they were recorded, for who needs their pixels
+    assert frame_of(file) == "world"
+    for frame, is_in, moved in (("world", "world", None), ("camera", "camera", None), ("camera", "world", pose)):
+        write(frame=is_in)
+        turned = turn(path, frame, state)
+        assert (turned is None) == (moved is None)
+        np.testing.assert_allclose(turned if moved is not None else 0, moved if moved is not None else 0)
+    write(world_to_camera=None)
+    assert turn(path, "camera", state) is None and turn(path, None, None) is None and turn(path, "camera", None) is None
+    for more in ({"state_root": state}, {}):
+        with pytest.raises(InputError, match=r"(episode_0000\.npz|step_0000\.ply): .*world_to_camera"):
+            extract(from_world, root, tmp_path / "none", **more)
+
+
+def test_encoders_are_named(tmp_path):
     save_point_encoder(tmp_path / "w.safetensors", PointEncoder(TINY))
-    assert load_pointnet(tmp_path / "w.safetensors").made_by == encoder().made_by
-    with pytest.raises(InputError, match="not the world's"):
-        load_cloud_encoder("pointnet", frame="world")
+    made = load_pointnet(tmp_path / "w.safetensors")
+    assert made.made_by == encoder().made_by and made.frame == "world"
+    with pytest.raises(InputError, match="expected world or camera, found 'base'"):
+        PointConfig(frame="base")
     with pytest.raises(InputError, match="no point encoder is called 'pointmlp'; there are pointnet, ulip, ulip2"):
         load_cloud_encoder("pointmlp")
     with pytest.raises(InputError, match="device 'nowhere' cannot be used"):

@@ -125,9 +125,13 @@ def write_state(root, steps, **more):
 def test_what_was_recorded_is_told_in_the_frame_of_the_clouds(tmp_path):
     tiny.write_clouds(tmp_path / "clouds")
     write_state(tmp_path, 3)
-    data = load_recorded(tmp_path, progress=False)
+    data = load_recorded(tmp_path, frame="camera", progress=False)
     assert data.points.shape == (3, 20, 6) and data.episode.tolist() == [0, 0, 0]
     assert data.tcp[1].tolist() == [4, 6, 8] and data.object[1].tolist() == [5, 7, 9]
+    world = load_recorded(tmp_path, progress=False)
+    assert world.tcp[1].tolist() == [3, 4, 5] and world.object[1].tolist() == [4, 5, 6]
+    shift = data.points[..., :3] - world.points[..., :3]
+    torch.testing.assert_close(shift, torch.tensor([1, 2, 3]).half().expand(3, 20, 3), atol=2e-3, rtol=0)
     assert load_recorded(tmp_path, tmp_path, progress=False).episode.tolist() == [0, 0, 0, 1, 1, 1]
 
 

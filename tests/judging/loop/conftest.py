@@ -30,7 +30,8 @@ def recorded(tmp_path_factory):
     root = toy.record(tmp_path_factory.mktemp("toy"))
     for name in EXPERTS:
         extract(load_encoder(name), root / "rgb", root / f"features_{name}", progress=False)
-    extract_teacher(load_cloud_encoder("pointnet"), root / "clouds", root / "teacher", progress=False)
+    encoder = load_cloud_encoder("pointnet")
+    extract_teacher(encoder, root / "clouds", root / "teacher", progress=False, state_root=root / "state")
     workspace = Workspace(
         teacher=root / "teacher", rgb=root / "rgb", clouds=root / "clouds", state=root / "state",
         experts={name: root / f"features_{name}" for name in EXPERTS}, name="toy",

@@ -36,7 +36,8 @@ def workspace(tmp_path_factory):
     root = tmp_path_factory.mktemp("recorded")
     list(sim.record_task(root, TASK, 10, 100, "half", SMALL, 85))
     extract(load_encoder("daisy"), root / "rgb", root / "features_daisy", progress=False)
-    extract_teacher(load_cloud_encoder("pointnet"), root / "clouds", root / "teacher", progress=False)
+    encoder = load_cloud_encoder("pointnet")
+    extract_teacher(encoder, root / "clouds", root / "teacher", progress=False, state_root=root / "state")
     roots = "\n".join(f'{name} = "{name}"' for name in ("teacher", "rgb", "clouds", "state"))
     (root / "small.toml").write_text(f'[roots]\n{roots}\n[experts]\ndaisy = "features_daisy"\n')
     return root / "small.toml"

@@ -79,7 +79,7 @@ def record(root: Path, episodes: int = 48, task: str = "reach", first_seed: int 
         np.savez(
             root / "state" / task / f"{name}.npz", steps=np.array(steps), time=kept.astype(np.int32),
             actions=np.stack(actions), goal=states[0]["goal"], seed=np.array(first_seed + e),
-            frame=np.array("camera"), randomised=np.array(bool(e % 2)),
+            frame=np.array("world"), randomised=np.array(bool(e % 2)),
             **{k: np.stack([s[k] for s in states]) for k in ("tcp", "object", "opening", "joint")},
         )  # fmt: skip
     return root
