@@ -3,8 +3,8 @@
     python tools/judge_teacher.py --workspace data/proof.toml --judged validation
     python tools/judge_teacher.py --workspace data/proof.toml --weights supervised=upper_bound.safetensors
 
-Probes are fitted on the workspace's training episodes; R2 is within task, positions are in the camera frame. Needs
-clouds and state, no features.
+Probes are fitted on the workspace's training episodes; R2 is within task. Every encoder sees clouds in its own frame.
+Needs clouds and state, no features.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rgb2pc_lib.data.listing import step_name
 from rgb2pc_lib.data.pairing import split
 from rgb2pc_lib.data.teacher import POOLINGS, pooled
 from rgb2pc_lib.data.workspace import SAMPLE
-from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds, read_cloud
+from rgb2pc_lib.encoders.clouds.extract_clouds import in_frame, list_clouds, read_cloud, turn
 from rgb2pc_lib.encoders.clouds.points import WEIGHTS, PointEncoder, load_point_encoder
 from rgb2pc_lib.judging.evaluate import Questions
 from rgb2pc_lib.learning.runs import Config
@@ -32,6 +32,8 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--workspace", type=Path, default=SAMPLE, help="names clouds and state (default: the sample)")
     p.add_argument("--weights", nargs="+", default=[], type=_named, metavar="NAME=FILE",
                    help="point encoders of tools/train_teacher.py, beside the shipped one")  # fmt: skip
+    p.add_argument("--frame", choices=["world", "camera"], default="world",
+                   help="in which positions are asked for (default: %(default)s)")  # fmt: skip
     p.add_argument("--pooling", nargs="+", choices=POOLINGS, default=["mean"], help="of point features (default: mean)")
     p.add_argument("--judged", choices=["validation", "held_out"], default="held_out",
                    help="which episodes are scored: for choices, or for tables (default: %(default)s)")  # fmt: skip
@@ -70,14 +72,18 @@ def main(argv=None) -> None:
     _, validation, held_out = split(keys, config.split_by, config.held_out, config.split_seed, config.validation)
     judged, other = (validation, held_out) if args.judged == "validation" else (held_out, validation)
     kept = np.setdiff1d(np.arange(len(keys)), other)
-    questions = Questions.about(keys.loc[kept].reset_index(drop=True), np.isin(kept, judged), workspace.root("state"))
+    state = workspace.root("state")
+    questions = Questions.about(keys.loc[kept].reset_index(drop=True), np.isin(kept, judged), state, args.frame)
     named = {"untrained": None, "shipped": WEIGHTS, **dict(args.weights)}
     encoders = {name: load_point_encoder(path) if path else PointEncoder() for name, path in named.items()}
     z: dict[str, list[np.ndarray]] = {f"{name}, {how}": [] for name in encoders for how in args.pooling}
     for n in tqdm(kept, unit="cloud"):
-        points = torch.from_numpy(read_cloud(steps[n][2])[0])[None]
+        path = steps[n][2]
+        cloud = read_cloud(path)[0]
         for name, encoder in encoders.items():
-            features = encoder(points)[0].numpy()
+            turned = turn(path, encoder.config.frame, state)
+            seen = cloud if turned is None else in_frame(cloud, turned)
+            features = encoder(torch.from_numpy(seen)[None])[0].numpy()
             for how in args.pooling:
                 z[f"{name}, {how}"].append(pooled(features, how))
     rows = {}
