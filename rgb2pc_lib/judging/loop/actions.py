@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
-from rgb2pc_lib.judging.loop.heads import HeadSettings, action_error, action_spread, train_head
+from rgb2pc_lib.judging.loop.heads import HeadSettings, action_error, action_spread, best_head, train_head
 from rgb2pc_lib.judging.verdicts import bootstrap, told
 
 _LEVELS = [2.5, 97.5]
@@ -39,7 +39,8 @@ def held_out_errors(
                     continue  # tasks may be held out as a whole
                 actions = demonstrations.actions
                 own = demonstrations.own.shape[1]
-                policy = train_head(known[fit], actions[fit], head, settings, own)
+                check = of_task & demonstrations.validation
+                policy = best_head(train_head, known, actions, fit, check, head, settings, own).head
                 error = action_error(policy(known[rows]), actions[rows], action_spread(actions[fit]))
                 episodes = demonstrations.episodes[rows]
                 mean = pd.Series(error).groupby(episodes).mean()
