@@ -66,6 +66,12 @@ class Pairing:
         return {name: look_ahead(packs.values(), copy) for name, packs in self.packs.items() if packs}
 
     @property
+    def licences(self) -> dict[str, str]:
+        """Expert -> under which licence its weights came, as its packs say; nothing where they do not."""
+        said = {n: {p.meta.get("licence") for p in packs.values()} for n, packs in self.packs.items()}
+        return {n: "; ".join(sorted(w for w in words if isinstance(w, str))) for n, words in said.items()}
+
+    @property
     def channels(self) -> dict[str, int]:
         return {name: next(iter(packs.values())).channels for name, packs in self.packs.items() if packs}
 

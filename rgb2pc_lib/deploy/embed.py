@@ -83,7 +83,7 @@ class Embedder:
     (5, 16)
     """
 
-    name: str  # of the run
+    name: str  # of the run's folder, or of the hub
     forward: Callable[[np.ndarray], torch.Tensor]  # images [B, H, W, 3] uint8 -> [B, E]
     together: bool = False  # an expert sees several frames: give all frames of an episode at once, in order
     live: Live | None = None  # the same of what has been seen up to now
@@ -92,34 +92,41 @@ class Embedder:
     @classmethod
     def from_run(
         cls, run: Run | CompactRun | str | Path, device: str = "auto", weights: dict[str, str | Path] | None = None,
-        window: int = 0, stride: int = 0,
+        window: int = 0, stride: int = 0, revision: str | None = None, cache: str | Path | None = None,
+        offline: bool = False,
     ) -> Embedder:  # fmt: skip
-        """An embedder of a finished run.
+        """An embedder of a finished run: of its folder, or of a model hub, `owner/name`. A folder here always wins.
 
         Args:
             weights: expert -> its official file or folder, for experts that do not bring their own.
             window: frames seen at once by experts that see several together (0: as the run's packs were extracted, or
                 8 where it does not say).
             stride: frames from one window to the next, likewise.
+            revision: of a hub: branch, tag or commit; none: what stands there now.
+            cache: of a hub: folder of what is fetched; none: huggingface_hub's own.
+            offline: of a hub: do not ask it, take what was fetched before.
 
-        Raises InputError when the folder holds no finished run, or an expert has no encoder or no weights here.
+        Raises InputError when the folder holds no finished run, the hub does not give one, or an expert has no encoder
+        or no weights here.
 
         >>> Embedder.from_run(compact.folder, device="cpu").name
         'compact'
         """
-        run, on, weights = open_run(run), pick_device(device), weights or {}
+        asked, on, weights = run, pick_device(device), weights or {}
+        run = open_run(run, revision, cache, offline)
+        called = str(asked) if isinstance(asked, str | Path) and run.folder != Path(asked) else run.name
         if isinstance(run, CompactRun):
             if ahead := run.finished and look_ahead_words(run.summary):
-                tell(f"{run.name}: sees one frame, but the fused student that it learned from was not live. {ahead}")
+                tell(f"{called}: sees one frame, but the fused student that it learned from was not live. {ahead}")
             pixels = ThroughPixels(run.compact().to(on))
-            return cls(run.name, partial(_through_pixels, pixels.network), live=pixels)
+            return cls(called, partial(_through_pixels, pixels.network), live=pixels)
         student, summary = run.student()[0].to(on), run.summary
         encoders = {name: load_encoder(name, str(on), weights.get(name)) for name in student.experts}
         cuts = {name: _cut(sight, window, stride) for name, sight in sights(summary).items() if name in encoders}
         together = {name: cut for name, cut in cuts.items() if encoders[name].together}
         through = partial(_through_experts, student, encoders, run.config.frame_copy, together)
         live = ThroughExperts(student, encoders, {name: cut.window for name, cut in together.items()})
-        return cls(run.name, through, bool(together), live, look_ahead_words(summary))
+        return cls(called, through, bool(together), live, look_ahead_words(summary))
 
     def stream(self, cameras: int | None = None) -> Stream:
         """Frames one at a time, as they come from a camera, or from so many at once: see `Stream`.

@@ -88,6 +88,7 @@ def finish(run: Run, prepared: Prepared) -> None:
         "excluded": data.samples.pairing.excluded,
         "unreadable": data.samples.pairing.unreadable,
         "look_ahead": {k: v._asdict() for k, v in data.samples.pairing.look_ahead(prepared.config.frame_copy).items()},
+        "licences": data.samples.pairing.licences,
         "precision": "bfloat16" if aim.amp else "float32",
         "held-out": figures | aim.figures(gatherer, data.held_out),
         "gates": dict(zip(student.experts, gates[held_out].mean(0).tolist(), strict=True)),

@@ -311,13 +311,14 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """Final figures: n_train, n_held_out, "held-out" (measure -> value), gates (expert -> mean), data_hash.
 
-        And what its data were: "excluded", "unreadable" and "look_ahead" (expert -> see `LookAhead`).
+        And what its data were: "excluded", "unreadable", "look_ahead" (expert -> see `LookAhead`), "licences" (of the
+        experts' weights, "" where their packs do not say).
         """
         path = self._finished_file("summary.json")
         found = read_object(path, ANEW)
         for key, kind in {"n_train": int, "n_held_out": int, "held-out": dict}.items():
             expect(found.get(key), kind, path, key, ANEW)
-        for table in ("excluded", "unreadable"):
+        for table in ("excluded", "unreadable", "licences"):
             for name, why in expect(found.setdefault(table, {}), dict, path, table, ANEW).items():
                 expect(why, str, path, f"{table}: {name}", ANEW)
         for table in ("held-out", "gates"):
