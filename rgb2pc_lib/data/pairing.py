@@ -164,8 +164,8 @@ def _open_packs(
 ) -> dict[str, dict[tuple[str, str], FeaturePack]]:
     """All packs that can be opened; what is wrong with the others is put into `broken`, excluded ones into `met`."""
     packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
-    raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
     for name, folder in workspace.experts.items():
+        raw_size = functools.cache(functools.partial(frame_size, workspace.frames_of(name)))
         index, faults = PackIndex(folder), dict[tuple[str, str], str]()
         found = list_packs(folder, faults)
         found, faults = _wanted(workspace, found, met), _wanted(workspace, faults, met)

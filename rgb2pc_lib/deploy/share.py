@@ -18,6 +18,7 @@ import pandas as pd
 from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.files.guarded import expect, first_line, read_object, read_text
 from rgb2pc_lib.data.files.writing import write_atomic
+from rgb2pc_lib.data.workspace import encoder_of
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.deploy.hub import upload
 from rgb2pc_lib.encoders.images import EXPERTS, describe
@@ -102,7 +103,15 @@ def anonymous(config: Config | CompactConfig) -> Config | CompactConfig:
         return dataclasses.replace(config, run="", more_rgb=(), backbone_weights="", save_dir="")
     exclude = tuple(sorted(Exclusions.of(config.exclude).effect))  # without reasons
     return dataclasses.replace(
-        config, pc_root="", vis_roots={}, rgb_root="", state_root="", cloud_root="", save_dir="", exclude=exclude
+        config,
+        pc_root="",
+        vis_roots={},
+        rgb_root="",
+        camera_roots={},
+        state_root="",
+        cloud_root="",
+        save_dir="",
+        exclude=exclude,
     )
 
 
@@ -172,7 +181,8 @@ def _licences(summary: dict[str, Any]) -> list[str]:
     """What passes on to whoever uses these weights, as far as the run knows it."""
     lines = []
     for name in summary.get("gates") or summary["licences"]:
-        said, usual = summary["licences"].get(name), describe(name).licence if name in EXPERTS else ""
+        encoder = encoder_of(name)
+        said, usual = summary["licences"].get(name), describe(encoder).licence if encoder in EXPERTS else ""
         if said:
             lines.append(f"Expert {name}: {said}, as its features say.")
         elif usual:
