@@ -8,7 +8,8 @@
 With --causal no frame sees a later one, as on a robot: a window ends at each frame, and the first frames have shorter
 ones. An expert that sees windows then encodes a frame up to --window times.
 
-Packs go to the folder that the workspace names for each expert. An interrupted extraction continues where it stopped.
+Packs go to the folder that the workspace names for each expert; of several cameras, an encoder sees all.
+An interrupted extraction continues where it stopped.
 An episode with a fault does not stop the others: all faults are listed at the end and in faults.txt beside the packs,
 and the exit status is 2.
 The weights of croco, da3, dinov2, dinov3 and vggt are not part of this project: without --weights it says what to get.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from rgb2pc_lib import InputError, Workspace
 from rgb2pc_lib.data.files.faults import Faults
-from rgb2pc_lib.data.workspace import SAMPLE
+from rgb2pc_lib.data.workspace import SAMPLE, encoder_of
 from rgb2pc_lib.encoders.extract import disk_needs, extract
 from rgb2pc_lib.encoders.images import EXPERTS, describe, load_encoder, locate_weights
 from rgb2pc_lib.encoders.pack_file import DTYPES
@@ -86,22 +87,30 @@ def main(argv=None) -> int:
     args = parse(argv)
     try:
         workspace = Workspace.load(args.workspace).excluding(args.exclude)
-        rgb_root = args.rgb_root or workspace.root("rgb")
+        outs = {n: args.out / f"features_{n}" for n in args.encoder} if args.out and not workspace.cameras else {}
+        for name in args.encoder if not outs else ():
+            for expert in workspace.of_encoder(name):  # one a camera
+                outs[expert] = args.out / f"features_{expert}" if args.out else workspace.experts[expert]
+        if args.rgb_root and workspace.cameras:
+            raise InputError("--rgb_root: this workspace names cameras, whose frames they are; leave it out")
+        if not args.rgb_root:
+            workspace.require("rgb")
+        roots = {e: args.rgb_root or workspace.frames_of(e) or workspace.root("rgb") for e in outs}
         weights = dict(args.weights)
         if not args.dry_run:  # all of them, before hours of work
             paths = {n: locate_weights(n, weights.get(n), args.allow_download) for n in args.encoder}
         layout = dict(window=args.window, stride=args.stride, causal=args.causal, dtype=args.dtype)
         layout |= dict(tasks=args.tasks, exclude=workspace.exclude)
-        outs = {n: args.out / f"features_{n}" if args.out else workspace.only(n).experts[n] for n in args.encoder}
         if args.dry_run:
             for name, out in outs.items():
-                print(disk_needs(describe(name, weights.get(name)), rgb_root, out, **layout), flush=True)
+                expert = describe(encoder_of(name), weights.get(encoder_of(name)))
+                print(disk_needs(expert, roots[name], out, **layout), flush=True)
             return 0
         faults = {name: Faults() for name in outs}
         for name, out in outs.items():
-            encoder = load_encoder(name, own_device(args.device), paths[name])
+            encoder = load_encoder(encoder_of(name), own_device(args.device), paths[encoder_of(name)])
             how = dict(batch=args.batch, workers=args.num_threads, faults=faults[name])
-            written, kept = extract(encoder, rgb_root, out, **how, **layout)
+            written, kept = extract(encoder, roots[name], out, **how, **layout)
             print(f"{name}: {written} packs written, {kept} kept, in {out}", flush=True)
         return max([ranks.tell(faults[name], out / "faults.txt") for name, out in outs.items()])
     except (InputError, OSError) as e:

@@ -1,4 +1,4 @@
-"""Import a LeRobot data set (format v3): the frames of one camera and the state, as a workspace.
+"""Import a LeRobot data set (format v3): the frames of one camera or several and the state, as a workspace.
 
     python tools/import_lerobot.py --source ~/lerobot/aloha_sim_insertion --camera top --every 5 --out ../aloha
 
@@ -21,7 +21,8 @@ def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--source", type=Path, required=True, help="the data set's folder, with meta/info.json in it")
     p.add_argument("--out", type=Path, required=True, help="folder for rgb/, state/ and the workspace file")
-    p.add_argument("--camera", help="its feature, or the last part of it: top; needed where there are several")
+    p.add_argument("--camera", nargs="+", default=[], metavar="NAME",
+                   help="its feature, or the last part of it: top; needed where there are several")  # fmt: skip
     p.add_argument("--name", default="lerobot", help="of the workspace (default: %(default)s)")
     p.add_argument("--every", type=int, default=1, metavar="N", help="take each Nth frame (default: all)")
     p.add_argument("--image", choices=sorted(SAVE), default="jpg",
@@ -32,7 +33,7 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse(argv)
     faults = Faults()
-    recordings = list_lerobot(args.source, args.camera)
+    recordings = list_lerobot(args.source, *args.camera)
     print(import_workspace(recordings, args.source, args.out, args.name, args.every, args.image, faults))
     return ranks.tell(faults, args.out / "faults.txt")
 

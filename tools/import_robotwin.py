@@ -1,4 +1,4 @@
-"""Import RoboTwin episodes (HDF5): frames, point clouds and state of one camera, as a workspace.
+"""Import RoboTwin episodes (HDF5): frames, point clouds and state, as a workspace.
 
     python tools/import_robotwin.py --source data/beat_block_hammer/demo_clean --camera head_camera --out ../robotwin
 
@@ -21,7 +21,9 @@ def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--source", type=Path, required=True, help="a folder with .hdf5 files in it or below, or one file")
     p.add_argument("--out", type=Path, required=True, help="folder for rgb/, clouds/, state/ and the workspace file")
-    p.add_argument("--camera", help="for instance head_camera; needed where there are several")
+    p.add_argument("--camera", nargs="+", default=[], metavar="NAME",
+                   help="for instance head_camera; needed where there are several. Of more than one, the first is the "
+                        "one that clouds are moved to")  # fmt: skip
     p.add_argument("--name", default="robotwin", help="of the workspace (default: %(default)s)")
     p.add_argument("--every", type=int, default=1, metavar="N", help="take each Nth frame (default: all)")
     p.add_argument("--image", choices=sorted(SAVE), default="jpg",
@@ -36,7 +38,9 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse(argv)
     faults = Faults()
-    recordings = list_robotwin(args.source, RobotwinOptions(args.camera, args.channels, args.cloud_frame), faults)
+    first, *more = args.camera or [None]
+    options = RobotwinOptions(first, args.channels, args.cloud_frame, tuple(more))
+    recordings = list_robotwin(args.source, options, faults)
     print(import_workspace(recordings, args.source, args.out, args.name, args.every, args.image, faults))
     return ranks.tell(faults, args.out / "faults.txt")
 

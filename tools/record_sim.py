@@ -21,6 +21,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--randomise", choices=["fixed", "half", "mostly", "random"], default="half",
                         help="camera, light, colours, textures, distractors of no episode, of every second one, "
                              "of all but every fourth, or of all")  # fmt: skip
+    parser.add_argument("--cameras", nargs="+", default=[], choices=["corner", "wrist"],
+                        help="further cameras beside the first, into rgb_NAME/")  # fmt: skip
     parser.add_argument("--frame", choices=["camera", "world"], default="camera", help="frame of the clouds, metres")
     parser.add_argument("--jpeg_quality", type=int, default=85, metavar="Q", help="1 to 95")
     return parser.parse_args(argv)
@@ -30,7 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     from rgb2pc_lib.recordings import sim  # not needed for --help, slow, and an optional extra
 
-    config = sim.RecordConfig(size=args.size, steps=args.steps, points=args.points, frame=args.frame)
+    config = sim.RecordConfig(
+        size=args.size, steps=args.steps, points=args.points, frame=args.frame, more=tuple(args.cameras)
+    )
     tasks = [sim.task_name(task) for task in args.tasks or sim.SAMPLE_TASKS]
     counts = {"recorded": 0, "kept": 0, "failed": 0}
     with tqdm(total=len(tasks) * args.episodes, unit="episode") as bar:

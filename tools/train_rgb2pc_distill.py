@@ -29,7 +29,7 @@ from rgb2pc_lib.data.workspace import SAMPLE, parse_expert_root, portable
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.runs import left_out_words
 
-ROOTS = ("pc_root", "vis_roots", "rgb_root", "state_root", "cloud_root", "teacher_tag")
+ROOTS = ("pc_root", "vis_roots", "rgb_root", "camera_roots", "state_root", "cloud_root", "teacher_tag")
 
 
 def parser() -> ArgumentParser:
@@ -43,6 +43,8 @@ def parser() -> ArgumentParser:
         text, default = f.metadata["help"], None if f.name in ROOTS else f.default
         if f.name == "vis_roots":
             p.add_argument("--vis_roots", nargs="+", metavar="NAME=FOLDER", help=f"{text}; a bare features_NAME too")
+        elif f.name == "camera_roots":
+            p.add_argument("--camera_roots", nargs="+", metavar="CAMERA=FOLDER", help=text)
         elif f.name == "tasks":
             p.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help=text)
         elif f.name == "exclude":
@@ -67,6 +69,12 @@ def read_config(arguments: Namespace) -> Config:
         if len({name for name, _ in pairs}) < len(pairs):
             raise InputError(f"--vis_roots names an expert twice: {', '.join(named['vis_roots'])}; write NAME=FOLDER")
         named["vis_roots"] = {name: portable(path) for name, path in pairs}
+    if isinstance(named.get("camera_roots"), list):
+        given_as = [text.partition("=") for text in named["camera_roots"]]
+        if bad := [text for text, (camera, _, folder) in zip(named["camera_roots"], given_as, strict=True)
+                   if not (camera and folder)]:  # fmt: skip
+            raise InputError(f"--camera_roots: expected CAMERA=FOLDER, found {bad[0]}")
+        named["camera_roots"] = {camera: portable(folder) for camera, _, folder in given_as}
     for name in ("pc_root", "rgb_root", "state_root", "cloud_root"):
         if name in named:
             named[name] = portable(named[name])
@@ -129,7 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{here}: {summary['n_train']} training and {summary['n_held_out']} held-out samples")
     print(left_out_words(summary), end="\n" * bool(left_out_words(summary)))
     print("held-out  " + "  ".join(f"{k} {v:.3f}" for k, v in summary["held-out"].items()))
-    print("gates     " + "  ".join(f"{k} {v:.3f}" for k, v in summary["gates"].items()))
+    for title in ("gates", "cameras"):
+        if title in summary:
+            print(f"{title:<10}" + "  ".join(f"{k} {v:.3f}" for k, v in summary[title].items()))
     return 0
 
 

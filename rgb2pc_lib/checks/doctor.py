@@ -27,7 +27,7 @@ from rgb2pc_lib.data.files.writing import gigabytes
 from rgb2pc_lib.data.listing import IMAGES, steps
 from rgb2pc_lib.data.pairing import FALLBACKS, NO_EPISODE, NO_STEP, OK, Pairing, pair, select, split
 from rgb2pc_lib.data.teacher import TeacherFile, list_teacher
-from rgb2pc_lib.data.workspace import ROOTS, RUNS, Workspace
+from rgb2pc_lib.data.workspace import ROOTS, RUNS, Workspace, encoder_of
 from rgb2pc_lib.encoders.extract import disk_needs
 from rgb2pc_lib.encoders.images import EXPERTS, describe
 from rgb2pc_lib.errors import InputError
@@ -206,7 +206,11 @@ def _make(name: str, workspace: Workspace) -> str:
     """How the files of a source are made, in words."""
     if name == "teacher":
         return "extract its clouds with tools/extract_teacher.py" if workspace.clouds else "add their teacher files"
-    tool = "with tools/extract_features.py" if name in EXPERTS and workspace.rgb else "as the others were"
+    tool = (
+        "with tools/extract_features.py"
+        if encoder_of(name) in EXPERTS and workspace.frames_of(name)
+        else "as the others were"
+    )
     return f"extract what is missing {tool}, or train without it"
 
 
@@ -335,9 +339,10 @@ def _needs(workspace: Workspace, pairing: Pairing) -> list[str]:
         free = gigabytes(shutil.disk_usage(next(p for p in (RUNS, *RUNS.parents) if p.exists())).free)
         said.append(f"disk: packs {files:.2f} GB, a run at most about {gigabytes(weights + rows)}; {free} free")
     for name, folder in workspace.experts.items():
-        if not pairing.packs.get(name) and name in EXPERTS and workspace.rgb and workspace.rgb.is_dir():
+        encoder, rgb = encoder_of(name), workspace.frames_of(name)
+        if not pairing.packs.get(name) and encoder in EXPERTS and rgb and rgb.is_dir():
             with contextlib.suppress(InputError):  # of an encoder whose size only its weights tell
-                needed = disk_needs(describe(name), workspace.rgb, folder, exclude=workspace.exclude)
+                needed = disk_needs(describe(encoder), rgb, folder, exclude=workspace.exclude)
                 said.append(f"disk, extracted: {needed.splitlines()[-1]}")
     return said
 

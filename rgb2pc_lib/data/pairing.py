@@ -66,6 +66,12 @@ class Pairing:
         return {name: look_ahead(packs.values(), copy) for name, packs in self.packs.items() if packs}
 
     @property
+    def licences(self) -> dict[str, str]:
+        """Expert -> under which licence its weights came, as its packs say; nothing where they do not."""
+        said = {n: {p.meta.get("licence") for p in packs.values()} for n, packs in self.packs.items()}
+        return {n: "; ".join(sorted(w for w in words if isinstance(w, str))) for n, words in said.items()}
+
+    @property
     def channels(self) -> dict[str, int]:
         return {name: next(iter(packs.values())).channels for name, packs in self.packs.items() if packs}
 
@@ -158,8 +164,8 @@ def _open_packs(
 ) -> dict[str, dict[tuple[str, str], FeaturePack]]:
     """All packs that can be opened; what is wrong with the others is put into `broken`, excluded ones into `met`."""
     packs: dict[str, dict[tuple[str, str], FeaturePack]] = {name: {} for name in workspace.experts}
-    raw_size = functools.cache(functools.partial(frame_size, workspace.rgb))
     for name, folder in workspace.experts.items():
+        raw_size = functools.cache(functools.partial(frame_size, workspace.frames_of(name)))
         index, faults = PackIndex(folder), dict[tuple[str, str], str]()
         found = list_packs(folder, faults)
         found, faults = _wanted(workspace, found, met), _wanted(workspace, faults, met)

@@ -23,6 +23,7 @@ from rgb2pc_lib.data.packs import FeaturePack, Unmapped
 from rgb2pc_lib.data.pairing import Samples
 from rgb2pc_lib.data.resident import Resident, fits
 from rgb2pc_lib.data.teacher import subsampled, teacher_table
+from rgb2pc_lib.data.workspace import camera_of
 from rgb2pc_lib.errors import InputError
 
 
@@ -105,8 +106,8 @@ def embedding_lattice(finest: tuple[int, int]) -> np.ndarray:
 class Planner:
     """Batches of the training samples, without end: `planner(n)` is batch n, whatever was asked before.
 
-    Epochs are permutations without replacement, so no step repeats inside a batch. Experts are dropped from samples
-    with chance `drop` in the first `drop_batches` batches.
+    Epochs are permutations without replacement, so no step repeats inside a batch. Experts, and of several cameras each
+    as a whole, are dropped from samples with chance `drop` in the first `drop_batches` batches.
     """
 
     def __init__(
@@ -118,6 +119,9 @@ class Planner:
         self.all_samples, self.index, self.batch, self.tokens = samples, index, batch, tokens
         self.seed, self.drop, self.drop_batches, self.strict = seed, drop, drop_batches, strict
         self.grid = samples.pairing.finest_grid
+        through = [camera_of(name) for name in samples.expert_rows]
+        self.cameras = list(dict.fromkeys(through))
+        self.seen_through = [self.cameras.index(name) for name in through]  # [M]
         self._last = -1, index  # epoch and its order; before the first, none
         if not strict:
             table = samples.pairing.table
@@ -137,8 +141,10 @@ class Planner:
             positions = rng.random((self.batch, self.tokens, 2))
             order = np.argsort(np.floor(positions[..., 1] * self.grid[0]) + positions[..., 0], axis=1)
             positions = np.take_along_axis(positions, order[..., None], 1)  # in reading order, as they lie in the files
-        experts = len(self.all_samples.expert_rows)
-        keep = rng.random((self.batch, experts)) >= self.drop * (n < self.drop_batches)
+        experts, drop = len(self.all_samples.expert_rows), self.drop * (n < self.drop_batches)
+        keep = rng.random((self.batch, experts)) >= drop
+        if len(self.cameras) > 1:  # whole cameras too, as one may be missing
+            keep &= (rng.random((self.batch, len(self.cameras))) >= drop)[:, self.seen_through]
         keep[np.arange(self.batch), rng.integers(experts, size=self.batch)] |= ~keep.any(1)
         teacher = self.all_samples.teacher_rows[chosen]
         if not self.strict:  # any step of the episode that the sample's teacher is from: its own, unless shuffled

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.files.guarded import read_toml
@@ -25,9 +26,30 @@ RUNS = Path(os.environ.get("RGB2PC_RUNS") or PROJECT / ("runs/fast" if FAST else
 ROOTS = ("teacher", "rgb", "clouds", "state")
 
 
+def camera_of(expert: str) -> str:
+    """The camera that an expert sees through, of its name `ENCODER@CAMERA`; "" where cameras have no names.
+
+    >>> camera_of("vggt@wrist"), camera_of("vggt")
+    ('wrist', '')
+    """
+    return expert.partition("@")[2]
+
+
+def encoder_of(expert: str) -> str:
+    """The encoder behind an expert, whichever camera it sees through.
+
+    >>> encoder_of("vggt@wrist"), encoder_of("vggt")
+    ('vggt', 'vggt')
+    """
+    return expert.partition("@")[0]
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The roots of one data set. Every root but the ones a task asks for may be missing.
+
+    Several cameras are named under `rgb`, and experts are those of a camera, `ENCODER@CAMERA`. The first camera is the
+    one that the clouds were seen from, and the one whose frames are shown.
 
     Each root holds `<task>/<episode>...`; see `data/README.md` for the layouts.
 
@@ -43,6 +65,9 @@ class Workspace:
     teacher_tag: str | None = None  # which `ulip_<tag>`, where a step has several
     name: str = "workspace"
     exclude: Exclusions = NOTHING  # episodes and steps left out on purpose
+    cameras: dict[str, Path] = field(
+        default_factory=dict
+    )  # name -> its frames, where cameras are named; `rgb` is first
 
     @classmethod
     def load(cls, path: str | Path) -> Workspace:
@@ -61,13 +86,18 @@ class Workspace:
         name, tag, bad = raw.pop("name", path.stem), raw.pop("teacher_tag", None), raw.pop("exclude", None)
         if not isinstance(roots, dict) or not isinstance(experts, dict):
             raise InputError(f"{path}: expected tables [roots] and [experts] of name = folder, like data/sample.toml")
+        roots, experts = dict(roots), _of_cameras(experts)
+        cameras = roots.pop("rgb") if isinstance(roots.get("rgb"), dict) else {}
+        roots |= {"rgb": next(iter(cameras.values()))} if cameras else {}
+        _refuse_cameras(path, list(cameras), experts)
         unknown = sorted({*raw, *(set(roots) - set(ROOTS))})
         if unknown:
             raise InputError(
                 f"{path}: unknown key(s) {', '.join(unknown)}; expected name, teacher_tag, exclude, "
                 f"[roots] with {', '.join(ROOTS)}, and [experts] with name = folder"
             )
-        texts = {**roots, **experts, "name": name, "teacher_tag": tag or "", "exclude": bad or ""}
+        named = {f"rgb.{k}": v for k, v in cameras.items()}
+        texts = {**roots, **named, **experts, "name": name, "teacher_tag": tag or "", "exclude": bad or ""}
         not_text = [k for k, v in texts.items() if not isinstance(v, str)]
         if not_text:
             raise InputError(f"{path}: expected text in quotes for {', '.join(not_text)}")
@@ -78,6 +108,7 @@ class Workspace:
         return cls(
             **{k: resolve(v) for k, v in roots.items()},
             experts={k: resolve(v) for k, v in experts.items()},
+            cameras={k: resolve(v) for k, v in cameras.items()},
             teacher_tag=tag,
             name=name,
             exclude=Exclusions.read(resolve(bad)) if bad else NOTHING,
@@ -125,6 +156,18 @@ class Workspace:
         found: Path = getattr(self.require(kind), kind)
         return found
 
+    def frames_of(self, expert: str) -> Path | None:
+        """The frames that an expert sees: its camera's, or the only ones."""
+        return self.cameras.get(camera_of(expert)) if camera_of(expert) else self.rgb
+
+    def of_encoder(self, name: str) -> list[str]:
+        """The experts of an encoder, one a camera. Raises InputError where there is none.
+
+        >>> workspace.of_encoder("vggt")
+        ['vggt']
+        """
+        return [e for e in self.experts if encoder_of(e) == name] or [*self.only(name).experts]
+
     def only(self, *experts: str) -> Workspace:
         """The same workspace with a subset of its experts. Raises InputError for one that it does not have.
 
@@ -138,6 +181,30 @@ class Workspace:
                 "name the folder of its packs under [experts]"
             )
         return replace(self, experts={e: self.experts[e] for e in experts})
+
+
+def _of_cameras(experts: dict[str, Any]) -> dict[str, Any]:
+    """`vggt.wrist = "folder"` of a TOML file, which is a table in a table, as the expert `vggt@wrist`."""
+    found: dict[str, Any] = {}
+    for name, value in experts.items():
+        found |= {f"{name}@{camera}": v for camera, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _refuse_cameras(path: Path, cameras: list[str], experts: Iterable[str]) -> None:
+    """Raises InputError for a camera that cannot be called so, and an expert that sees through none of them."""
+    if bad := [name for name in cameras if not name or set(name) & set("@./\\ ")]:
+        raise InputError(f"{path}: [roots] rgb: a camera cannot be called {bad[0]!r}; use letters, digits, - and _")
+    for expert in experts:
+        if camera_of(expert) not in (cameras or [""]):
+            name, example = encoder_of(expert), cameras[0] if cameras else camera_of(expert)
+            found = f"'{camera_of(expert)}'" if camera_of(expert) else "none"
+            there = (
+                f"one of {', '.join(cameras)}, as in {name}.{example} = FOLDER"
+                if cameras
+                else (f"[roots] to name its camera, as in rgb.{example} = FOLDER")
+            )
+            raise InputError(f"{path}: expert {name}: expected {there}, found the camera {found}")
 
 
 def home(workspace: str | Path = SAMPLE, out: str | Path | None = None) -> Path:

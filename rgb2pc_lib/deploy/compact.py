@@ -14,6 +14,8 @@ from rgb2pc_lib.data.files.weights import read_weights
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import BACKBONES, Compact
+from rgb2pc_lib.deploy.hub import fetched, is_repository
+from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import ANEW, Run, RunFolder
 from rgb2pc_lib.learning.settings import Settings, option, shared
 
@@ -110,10 +112,20 @@ class CompactRun(RunFolder):
         )
 
 
-def open_run(folder: Run | CompactRun | str | Path) -> Run | CompactRun:
-    """The run in a folder, a CompactRun where it is one. Raises InputError when the folder holds none."""
+def open_run(
+    folder: Run | CompactRun | str | Path, revision: str | None = None, cache: str | Path | None = None,
+    offline: bool = False,
+) -> Run | CompactRun:  # fmt: skip
+    """The run in a folder, a CompactRun where it is one; where there is no such folder and it is called `owner/name`,
+    that of a model hub (`hub.fetched` tells the rest). Raises InputError when the folder holds none.
+    """
     if isinstance(folder, Run | CompactRun):
         return folder
+    if not Path(folder).exists() and is_repository(folder):
+        folder = fetched(str(folder), revision, cache, offline)
+    elif revision:
+        raise InputError(f"{folder}: expected the name of a hub, owner/name, beside the revision {revision}, found a "
+                         "name of this machine, which has none; leave the revision out")  # fmt: skip
     run = Run.open(folder)
     settings = read_object(run.file("config.json"), "copy the folder again")
     return CompactRun(run.folder) if "backbone" in settings else run

@@ -219,6 +219,7 @@ def _finish(run: CompactRun, config: CompactConfig, network: Compact, fused: Run
         "n_more": len(data.files) - len(own),
         "n_held_out": int(h.sum()),
         "look_ahead": {name: sight._asdict() for name, sight in sights(fused.summary).items() if sight},
+        "licences": dict.fromkeys(fused.summary["gates"], "") | fused.summary["licences"],
         "held-out": {**retrieval(embedding[h], stored["student"][h]), **agreement(embedding[h], stored["student"][h])},
     }
     write_atomic(run.file("summary.json"), lambda p: p.write_text(json.dumps(summary, indent=2), encoding="utf-8"))

@@ -18,11 +18,11 @@ from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.packs import LookAhead, choose
 from rgb2pc_lib.data.pairing import OK, Pairing, Samples, pair, refuse_broken
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice
-from rgb2pc_lib.data.workspace import Workspace
+from rgb2pc_lib.data.workspace import Workspace, encoder_of
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.frames import in_batches, read_frames, resized
-from rgb2pc_lib.deploy.lookup import at_places
+from rgb2pc_lib.deploy.lookup import Images, at_places, refuse_cameras, seen_by
 from rgb2pc_lib.deploy.stream import Live, Stream, ThroughExperts, ThroughPixels
 from rgb2pc_lib.encoders.encode import encode, kept
 from rgb2pc_lib.encoders.images import ImageEncoder, load_encoder
@@ -83,8 +83,8 @@ class Embedder:
     (5, 16)
     """
 
-    name: str  # of the run
-    forward: Callable[[np.ndarray], torch.Tensor]  # images [B, H, W, 3] uint8 -> [B, E]
+    name: str  # of the run's folder, or of the hub
+    forward: Callable[[Images], torch.Tensor]  # images [B, H, W, 3] uint8 -> [B, E]
     together: bool = False  # an expert sees several frames: give all frames of an episode at once, in order
     live: Live | None = None  # the same of what has been seen up to now
     look_ahead: str = ""  # what the run saw of the future, in a sentence; nothing where it is as it will be live
@@ -92,34 +92,42 @@ class Embedder:
     @classmethod
     def from_run(
         cls, run: Run | CompactRun | str | Path, device: str = "auto", weights: dict[str, str | Path] | None = None,
-        window: int = 0, stride: int = 0,
+        window: int = 0, stride: int = 0, revision: str | None = None, cache: str | Path | None = None,
+        offline: bool = False,
     ) -> Embedder:  # fmt: skip
-        """An embedder of a finished run.
+        """An embedder of a finished run: of its folder, or of a model hub, `owner/name`. A folder here always wins.
 
         Args:
             weights: expert -> its official file or folder, for experts that do not bring their own.
             window: frames seen at once by experts that see several together (0: as the run's packs were extracted, or
                 8 where it does not say).
             stride: frames from one window to the next, likewise.
+            revision: of a hub: branch, tag or commit; none: what stands there now.
+            cache: of a hub: folder of what is fetched; none: huggingface_hub's own.
+            offline: of a hub: do not ask it, take what was fetched before.
 
-        Raises InputError when the folder holds no finished run, or an expert has no encoder or no weights here.
+        Raises InputError when the folder holds no finished run, the hub does not give one, or an expert has no encoder
+        or no weights here.
 
         >>> Embedder.from_run(compact.folder, device="cpu").name
         'compact'
         """
-        run, on, weights = open_run(run), pick_device(device), weights or {}
+        asked, on, weights = run, pick_device(device), weights or {}
+        run = open_run(run, revision, cache, offline)
+        called = str(asked) if isinstance(asked, str | Path) and run.folder != Path(asked) else run.name
         if isinstance(run, CompactRun):
             if ahead := run.finished and look_ahead_words(run.summary):
-                tell(f"{run.name}: sees one frame, but the fused student that it learned from was not live. {ahead}")
+                tell(f"{called}: sees one frame, but the fused student that it learned from was not live. {ahead}")
             pixels = ThroughPixels(run.compact().to(on))
-            return cls(run.name, partial(_through_pixels, pixels.network), live=pixels)
+            return cls(called, partial(_through_pixels, pixels.network), live=pixels)
         student, summary = run.student()[0].to(on), run.summary
-        encoders = {name: load_encoder(name, str(on), weights.get(name)) for name in student.experts}
+        loaded = {n: load_encoder(n, str(on), weights.get(n)) for n in dict.fromkeys(map(encoder_of, student.experts))}
+        encoders = {name: loaded[encoder_of(name)] for name in student.experts}
         cuts = {name: _cut(sight, window, stride) for name, sight in sights(summary).items() if name in encoders}
         together = {name: cut for name, cut in cuts.items() if encoders[name].together}
         through = partial(_through_experts, student, encoders, run.config.frame_copy, together)
         live = ThroughExperts(student, encoders, {name: cut.window for name, cut in together.items()})
-        return cls(run.name, through, bool(together), live, look_ahead_words(summary))
+        return cls(called, through, bool(together), live, look_ahead_words(summary))
 
     def stream(self, cameras: int | None = None) -> Stream:
         """Frames one at a time, as they come from a camera, or from so many at once: see `Stream`.
@@ -140,17 +148,24 @@ class Embedder:
         return Stream(self.live, cameras)
 
     @torch.no_grad()
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: Images) -> np.ndarray:
         """Embeddings `[B, E]` float32 of RGB images `[B, H, W, 3]` uint8, of any size. Raises InputError otherwise.
+
+        A run of several cameras takes them by name, `{"head": images, "wrist": images}`; one that is missing is left
+        out, and its experts are absent.
 
         >>> Embedder.from_run(compact)(np.zeros((120, 160, 3)))
         Traceback (most recent call last):
         rgb2pc_lib.errors.InputError: expected RGB images [B, H, W, 3] in uint8, found [120, 160, 3] in float64
         """
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise InputError(f"expected RGB images [B, H, W, 3] in uint8, found {list(images.shape)} in {images.dtype}")
-        return self.forward(images).float().cpu().numpy()
+        given = dict(images) if isinstance(images, Mapping) else {"": images}
+        arrays = {camera: np.asarray(one) for camera, one in given.items() if one is not None}
+        for one in arrays.values():
+            if one.dtype != np.uint8 or one.ndim != 4 or one.shape[-1] != 3:
+                raise InputError(f"expected RGB images [B, H, W, 3] in uint8, found {list(one.shape)} in {one.dtype}")
+        if len({len(one) for one in arrays.values()}) > 1:
+            raise InputError(f"expected as many images of each camera, found {[len(one) for one in arrays.values()]}")
+        return self.forward(arrays if isinstance(images, Mapping) else arrays[""]).float().cpu().numpy()
 
 
 def _cut(sight: LookAhead | None, window: int, stride: int) -> Cut:
@@ -159,28 +174,36 @@ def _cut(sight: LookAhead | None, window: int, stride: int) -> Cut:
     return Cut(window or known.window, stride or known.stride, known.causal)
 
 
-def _through_pixels(network: Compact, images: np.ndarray) -> torch.Tensor:
+def _through_pixels(network: Compact, images: Images) -> torch.Tensor:
+    if isinstance(images, Mapping):
+        raise InputError(f"a compact student sees through one camera, not through {', '.join(images)}; give its images")
     small = np.stack([resized(image, network.size) for image in images])
     return network(torch.from_numpy(small).to(network.head.weight.device))
 
 
 def _through_experts(
-    student: Student, encoders: dict[str, ImageEncoder], copy: str, cuts: Mapping[str, Cut], images: np.ndarray
+    student: Student, encoders: dict[str, ImageEncoder], copy: str, cuts: Mapping[str, Cut], images: Images
 ) -> torch.Tensor:
     return student(*live_tokens(encoders, images, None, copy, cuts)).embedding
 
 
 def live_tokens(
-    encoders: dict[str, ImageEncoder], images: np.ndarray, at: np.ndarray | None = None, copy: str = "middle",
+    encoders: dict[str, ImageEncoder], images: Images, at: np.ndarray | None = None, copy: str = "middle",
     cuts: Mapping[str, Cut] = {},  # noqa: B006 (never changed)
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:  # fmt: skip
-    """What a batch gathered from packs would hold of frames `[B, H, W, 3]` uint8, up to the packs' rounding.
+    """What a batch gathered from packs would hold of frames `[B, H, W, 3]` uint8, up to the packs' rounding; of several
+    cameras by name.
 
     Returns tokens (expert -> `[B, K, C]`), present `[B, K, M]` and positions `[B, K, 2]`, at the places `at` `[K, 2]`;
     without them at those where steps are embedded (`embedding_lattice` of the finest of these experts' grids).
     """
-    grids = {name: _one_copy(encoder, images, copy, cuts.get(name, Cut())) for name, encoder in encoders.items()}
-    return at_places(encoders, grids, (images.shape[1], images.shape[2]), at)
+    refuse_cameras(encoders, images)
+    seen = {name: seen_by(name, images) for name in encoders}
+    grids = {
+        name: _one_copy(encoders[name], image, copy, cuts.get(name, Cut()))
+        for name, image in seen.items() if image is not None
+    }  # fmt: skip
+    return at_places(encoders, grids, images, at)
 
 
 def _one_copy(encoder: ImageEncoder, images: np.ndarray, copy: str, cut: Cut) -> torch.Tensor:

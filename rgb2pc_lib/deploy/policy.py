@@ -49,9 +49,15 @@ class PolicyBackbone(nn.Module):
         self.embed_dim: int = network.head.out_features
 
     @classmethod
-    def from_run(cls, run: CompactRun | str | Path, freeze: bool = True) -> PolicyBackbone:
-        """That of a finished compact student's folder. Raises InputError where it holds another kind of run."""
-        found = open_run(run)
+    def from_run(
+        cls, run: CompactRun | str | Path, freeze: bool = True, revision: str | None = None,
+        cache: str | Path | None = None, offline: bool = False,
+    ) -> PolicyBackbone:  # fmt: skip
+        """That of a finished compact student: of its folder, or of a model hub (the last three: `Embedder.from_run`).
+
+        Raises InputError where it is another kind of run.
+        """
+        found = open_run(run, revision, cache, offline)
         if not isinstance(found, CompactRun):
             raise InputError(
                 f"{found.folder}: expected a compact student, found one that needs its experts; distil it into one "

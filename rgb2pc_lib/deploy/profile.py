@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rgb2pc_lib.data.workspace import camera_of
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.deploy.export import ThroughOnnx, onnx_devices
@@ -92,11 +93,13 @@ def _measure(
         parts[part] = clock - last[0], processor - last[1]
         last = clock, processor
 
+    through = {camera_of(name) for name in getattr(live, "encoders", ())}
+    moments = [dict.fromkeys(through, frame) if any(through) else frame for frame in frames]
     stream, rows = Stream(live, done=done), []
     for n in range(_WARM + live.keeps + repeats):
         parts.clear()
         start = last = now()
-        stream(frames[n % len(frames)])
+        stream(moments[n % len(frames)])
         end = now()
         rows.append({WHOLE: (end[0] - start[0], end[1] - start[1]), **parts})
     memory = torch.cuda.max_memory_allocated() / 2**20 if gpu and engine == "torch" else peak_memory() - before

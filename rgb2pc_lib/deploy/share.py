@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from rgb2pc_lib.data.files.exclusions import Exclusions
-from rgb2pc_lib.data.files.guarded import expect, first_line, read_object
+from rgb2pc_lib.data.files.guarded import expect, first_line, read_object, read_text
 from rgb2pc_lib.data.files.writing import write_atomic
+from rgb2pc_lib.data.workspace import encoder_of
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
+from rgb2pc_lib.deploy.hub import upload
+from rgb2pc_lib.encoders.images import EXPERTS, describe
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Config, Run, look_ahead_words
 
 _FRONT = """---
 library_name: rgb2pc
+license: other
+license_name: see-licences-below
 tags: [robotics, distillation, point-cloud, rgb]
 ---
 """
@@ -36,10 +43,13 @@ embeddings = embedder(images)  # uint8 [B, H, W, 3] -> [B, E]
 """
 _EXPORT = "export it again with tools/judge_compact.py"
 _COPIED = ("model.safetensors", "ledger.csv", "onnx.json", "model.onnx", "infer.py", "torchvision.pth")
+FILES = (*_COPIED, "config.json", "summary.json", "README.md")  # all that a shared folder may hold
 
 
 def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
     """Write a finished run, or a compact student, into a new folder and return it.
+
+    A run that was shared before keeps its card, to which somebody may have added.
 
     config.json (settings without paths), model.safetensors, summary.json, README.md (the card), and of a compact
     student also its ONNX file, the example, the ResNet under torchvision's names and the ledger where they were made.
@@ -57,7 +67,7 @@ def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
     if not run.finished:
         raise InputError(f"{run.folder}: the run is unfinished, continue it with --resume before sharing it")
     config = anonymous(run.config)
-    card = model_card(run)
+    card = read_text(run.file("README.md")) if run.file("README.md").exists() else model_card(run)
     folder.mkdir(parents=True, exist_ok=True)
     for name in _COPIED:
         if run.file(name).exists():
@@ -71,13 +81,37 @@ def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
     return folder
 
 
+def push(folder: Path, repository: str, private: bool = False) -> str:
+    """Upload a folder that `share` made to a model hub, as `owner/name`; the address of what is there then.
+
+    Its card then says the name under which it is had. Raises InputError where the hub does not take it, and for a
+    folder that `share` did not make, which may hold what is nobody's business.
+    """
+    card, names = folder / "README.md", {path.name for path in folder.iterdir()}
+    if strangers := sorted(names - set(FILES)) or sorted({"config.json", "README.md"} - names):
+        raise InputError(
+            f"{folder}: expected what tools/share.py writes, not so: {', '.join(strangers)}; share it anew"
+        )
+    text = re.sub(r'(?<=from_run\(")[^"]*', repository, read_text(card), count=1)
+    write_atomic(card, lambda p: p.write_text(text, encoding="utf-8"))
+    return upload(folder, repository, FILES, private)
+
+
 def anonymous(config: Config | CompactConfig) -> Config | CompactConfig:
     """The settings without folders, which mean nothing elsewhere and may name people."""
     if isinstance(config, CompactConfig):
         return dataclasses.replace(config, run="", more_rgb=(), backbone_weights="", save_dir="")
     exclude = tuple(sorted(Exclusions.of(config.exclude).effect))  # without reasons
     return dataclasses.replace(
-        config, pc_root="", vis_roots={}, rgb_root="", state_root="", cloud_root="", save_dir="", exclude=exclude
+        config,
+        pc_root="",
+        vis_roots={},
+        rgb_root="",
+        camera_roots={},
+        state_root="",
+        cloud_root="",
+        save_dir="",
+        exclude=exclude,
     )
 
 
@@ -111,7 +145,9 @@ def model_card(run: Run | CompactRun) -> str:
         for key in ("relative", "frames"):
             expect(onnx.get(key), (int, float), run.file("onnx.json"), key, _EXPORT)
         lines += ["", f"ONNX file and network differ by {onnx['relative']:.1e} relative on {onnx['frames']} frames."]
-    return "\n".join([*lines, "", "## Limits", "", *(f"- {line}" for line in _limits(run)), ""])
+    for title, points in (("Limits", _limits(run)), ("Licences", _licences(summary))):
+        lines += ["", f"## {title}", "", *(f"- {point}" for point in points)]
+    return "\n".join([*lines, ""])
 
 
 def _ledger(path: Path) -> pd.DataFrame:
@@ -139,6 +175,28 @@ def _limits(run: Run | CompactRun) -> list[str]:
     if isinstance(run, CompactRun):
         lines.append("It sees one frame at a time, resized as a whole: things that are small in the image are lost.")
     return lines
+
+
+def _licences(summary: dict[str, Any]) -> list[str]:
+    """What passes on to whoever uses these weights, as far as the run knows it."""
+    lines = []
+    for name in summary.get("gates") or summary["licences"]:
+        encoder = encoder_of(name)
+        said, usual = summary["licences"].get(name), describe(encoder).licence if encoder in EXPERTS else ""
+        if said:
+            lines.append(f"Expert {name}: {said}, as its features say.")
+        elif usual:
+            lines.append(f"Expert {name}: {usual}, if it had its usual weights; its features do not say.")
+        else:
+            lines.append(f"Expert {name}: not known to this card; ask whoever made its features.")
+    if not lines:
+        lines.append("Experts behind it: not known to this card; ask whoever trained it.")
+    return [
+        *lines,
+        "Teacher and recordings: not known to this card, as their files do not say it.",
+        "These weights were learned from all of them. What their licences ask passes on: one that excludes commercial "
+        "use does so here too. The card states no further licence; who publishes the weights may add one above.",
+    ]
 
 
 def _table(frame: pd.DataFrame) -> list[str]:

@@ -18,13 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from rgb2pc_lib.data.pictures import as_rgb, pixels_of
+from rgb2pc_lib.data.workspace import camera_of
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.frames import resized
-from rgb2pc_lib.deploy.lookup import at_places
+from rgb2pc_lib.deploy.lookup import Images, at_places, refuse_cameras, seen_by
 from rgb2pc_lib.encoders.images import ImageEncoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import Student
 
+Moment = np.ndarray | Mapping[str, np.ndarray]  # a frame [H, W, 3] uint8; or those of several cameras, by name
 Done = Callable[[str], None]  # told of each part of the work as it is done, in turn: the name of an expert, "student"
 
 
@@ -42,8 +44,10 @@ class Live(Protocol):
     def keeps(self) -> int:
         """How many frames it sees at once, the newest among them."""
 
-    def __call__(self, pasts: Sequence[Sequence[np.ndarray]], done: Done = ...) -> tuple[Tensor, Tensor | None]:
-        """`[n, E]` and `[n, S * S, D]` of n cameras' last frames `[H, W, 3]` uint8, oldest first, all of one size."""
+    def __call__(self, pasts: Sequence[Sequence[Moment]], done: Done = ...) -> tuple[Tensor, Tensor | None]:
+        """`[n, E]` and `[n, S * S, D]` of n cameras' last frames `[H, W, 3]` uint8, oldest first, all of one size; or
+        of n robots', each moment camera -> frame, and then as many spatial tokens for each camera.
+        """
 
 
 def _nobody(part: str) -> None:
@@ -65,21 +69,38 @@ class ThroughExperts:
         return max(self.windows.values(), default=1)
 
     @torch.no_grad()
-    def __call__(self, pasts: Sequence[Sequence[np.ndarray]], done: Done = _nobody) -> tuple[Tensor, Tensor | None]:
-        now, grids = torch.from_numpy(np.stack([past[-1] for past in pasts])), {}
+    def __call__(self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody) -> tuple[Tensor, Tensor | None]:
+        now, grids = _stacked([past[-1] for past in pasts]), {}
+        refuse_cameras(self.encoders, now)
         for name, encoder in self.encoders.items():
+            if (frames := seen_by(name, now)) is None:  # its camera is missing
+                continue
             if encoder.together:
-                seen = (torch.from_numpy(np.stack(past[-self.windows[name] :])) for past in pasts)
+                seen = [_seen(name, past[-self.windows[name] :]) for past in pasts]
                 grids[name] = torch.cat([encoder(window)[-1:] for window in seen])
             else:
-                grids[name] = encoder(now)
+                grids[name] = encoder(torch.from_numpy(frames))
             done(name)
-        tokens, present, positions = at_places(self.encoders, grids, (now.shape[1], now.shape[2]), self.at)
+        tokens, present, positions = at_places(self.encoders, grids, now, self.at)
         hidden = self.student.hidden(tokens, positions)
         embedding = self.student.fuse(hidden, present, positions).embedding
         spatial, _ = self.student.coarse(hidden, present, positions, self.side)
         done("student")
         return embedding, spatial
+
+
+def _stacked(moments: Sequence[Moment]) -> Images:
+    """Moments of as many cameras and of the same sizes, in one batch."""
+    first = moments[0]
+    if isinstance(first, Mapping):
+        return {camera: np.stack([m[camera] for m in moments if isinstance(m, Mapping)]) for camera in first}
+    return np.stack([m for m in moments if not isinstance(m, Mapping)])
+
+
+def _seen(expert: str, past: Sequence[Moment]) -> Tensor:
+    """The last frames of an expert's camera, `[T, H, W, 3]`; those of moments when it was missing are not there."""
+    found = [m.get(camera_of(expert)) if isinstance(m, Mapping) else m for m in past]
+    return torch.from_numpy(np.stack([frame for frame in found if frame is not None]))
 
 
 @dataclass(frozen=True)
@@ -90,7 +111,9 @@ class ThroughPixels:
     keeps = 1
 
     @torch.no_grad()
-    def __call__(self, pasts: Sequence[Sequence[np.ndarray]], done: Done = _nobody) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody) -> tuple[Tensor, Tensor | None]:
+        if isinstance(pasts[0][-1], Mapping):
+            raise InputError("a compact student sees through one camera, whose frames have no names; give them alone")
         small = torch.from_numpy(np.stack([resized(past[-1], self.network.size) for past in pasts]))
         done("resizing")
         embedding = self.network(small.to(self.network.head.weight.device))
@@ -99,7 +122,10 @@ class ThroughPixels:
 
 
 class Stream:
-    """One camera, or `cameras` of them at once, whose frames come one after the other.
+    """One camera, or `cameras` of them at once, each by itself, whose frames come one after the other.
+
+    A run whose experts see through several cameras of one robot takes what they see now by name, `{"head": frame,
+    "wrist": frame}`, in place of a frame; one that is missing is left out. `cameras` is then the number of robots.
 
     It keeps as many frames of each as its experts see at once; `reset` forgets them, between episodes.
     Raises InputError for less than one camera.
@@ -116,7 +142,7 @@ class Stream:
         if cameras is not None and cameras < 1:
             raise InputError(f"expected at least 1 camera, found {cameras}; leave it out for one")
         self.live, self.cameras, self.done = live, cameras, done
-        self.pasts = [deque[np.ndarray](maxlen=live.keeps) for _ in range(1 if cameras is None else cameras)]
+        self.pasts = [deque[Moment](maxlen=live.keeps) for _ in range(1 if cameras is None else cameras)]
 
     def __call__(self, frame: Any) -> Look:
         """What is seen now. `frame` is a camera's next, or with `cameras` a sequence with the next of each.
@@ -128,14 +154,15 @@ class Stream:
         frames = [frame] if self.cameras is None else list(frame)
         if len(frames) != len(self.pasts):
             raise InputError(f"expected a frame of each of {len(self.pasts)} cameras, found {len(frames)}")
-        for number, (past, image) in enumerate(zip(self.pasts, map(as_frame, frames), strict=True)):
-            if self.live.keeps > 1 and past and past[-1].shape != image.shape:
-                sizes = (f"{shape[1]} x {shape[0]}" for shape in (past[-1].shape, image.shape))
-                raise InputError(
-                    f"camera {number}: expected {next(sizes)} pixels as before, found {next(sizes)}; "
-                    "reset() the stream where an episode begins"
-                )
-            past.append(image)
+        for number, (past, moment) in enumerate(zip(self.pasts, map(_as_moment, frames), strict=True)):
+            before = {k: size for m in past for k, size in _sizes(m)} if self.live.keeps > 1 else {}
+            for name, size in _sizes(moment):
+                if (known := before.get(name, size)) != size:
+                    raise InputError(
+                        f"camera {name or number}: expected {known[1]} x {known[0]} pixels as before, found "
+                        f"{size[1]} x {size[0]}; reset() the stream where an episode begins"
+                    )
+            past.append(moment)
         embedding, spatial = self._look()
         if self.cameras is None:
             return Look(embedding[0], None if spatial is None else spatial[0])
@@ -148,7 +175,7 @@ class Stream:
 
     def _look(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Cameras of one size in one batch."""
-        sizes = [past[-1].shape for past in self.pasts]
+        sizes = [_sizes(past[-1]) for past in self.pasts]
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
         for size in dict.fromkeys(sizes):
             alike = [i for i, other in enumerate(sizes) if other == size]
@@ -163,6 +190,19 @@ class Stream:
 def _numpy(rows: list[Tensor]) -> np.ndarray:
     stacked: np.ndarray = torch.stack(rows).float().cpu().numpy()
     return stacked
+
+
+def _as_moment(frame: Any) -> Moment:
+    """A frame, or those of several cameras; one that is None is missing."""
+    if not isinstance(frame, Mapping):
+        return as_frame(frame)
+    return {camera: as_frame(one) for camera, one in frame.items() if one is not None}
+
+
+def _sizes(moment: Moment) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Camera and the shape of its frame, of those that are there."""
+    frames = moment if isinstance(moment, Mapping) else {"": moment}
+    return tuple((camera, frame.shape) for camera, frame in sorted(frames.items()))
 
 
 def as_frame(frame: Any) -> np.ndarray:

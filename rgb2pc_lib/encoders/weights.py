@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import pickle
 import re
@@ -70,19 +71,28 @@ def network_fingerprint(network: nn.Module, *facts: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _from_hub(expert, source, repository):
+def huggingface(install: str) -> tuple[Any, tuple[type[BaseException], ...]]:
+    """huggingface_hub, and what it raises: its own errors, and those of the HTTP library that it is built on.
+
+    Raises InputError with the command to `install` it where it is not there.
+    """
     try:
-        import httpx
-        from huggingface_hub import list_repo_files, snapshot_download
+        errors = importlib.import_module("huggingface_hub.errors")
+        hub = importlib.import_module("huggingface_hub")
     except ImportError:
-        raise InputError(f"to download weights, huggingface_hub is needed; run: {HUB}") from None
+        raise InputError(f"to ask a hub, huggingface_hub is needed; run: {install}") from None
+    return hub, (OSError, ValueError, RuntimeError, *errors.HfHubHTTPError.__bases__)
+
+
+def _from_hub(expert, source, repository):
+    hub, refusals = huggingface(HUB)
     try:
-        there = list_repo_files(repository)
+        there = hub.list_repo_files(repository)
         file = next((name for name in source.files if name in there), None)
         if file is None:
             raise ValueError(f"it holds none of {', '.join(source.files)}")
-        return Path(snapshot_download(repository, allow_patterns=["config.json", file]))
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as e:  # offline, gated, misspelt
+        return Path(hub.snapshot_download(repository, allow_patterns=["config.json", file]))
+    except refusals as e:  # offline, gated, misspelt
         raise InputError(
             f"{repository}: the hub did not give it ({_first_line(e)}); for a gated model accept its licence at "
             f"{source.url} and run `hf auth login`, or download it elsewhere and pass --weights {expert}=PATH"

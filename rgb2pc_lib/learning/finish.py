@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import torch
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, lattice, ordered_plans, refuse_not_finite
 from rgb2pc_lib.data.teacher import frame_of
+from rgb2pc_lib.data.workspace import camera_of
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.metrics import agreement, retrieval
 from rgb2pc_lib.learning.models import Student
@@ -82,6 +84,7 @@ def finish(run: Run, prepared: Prepared) -> None:
     write_atomic(run.file("embeddings.npz"), lambda p: np.savez(p, **arrays))
     ours, theirs = embedding[held_out], (teacher - mean.numpy())[held_out]
     figures = retrieval(ours, theirs) | agreement(ours, theirs) if aim.distils else {}
+    means = dict(zip(student.experts, gates[held_out].mean(0).tolist(), strict=True))
     summary = {
         "n_train": len(data.training),
         "n_validation": len(data.validation),
@@ -90,12 +93,27 @@ def finish(run: Run, prepared: Prepared) -> None:
         "unreadable": data.samples.pairing.unreadable,
         "look_ahead": {k: v._asdict() for k, v in data.samples.pairing.look_ahead(prepared.config.frame_copy).items()},
         "teacher_frame": frame_of(next(f for files in data.samples.pairing.teacher.values() for f in files.values())),
+        "licences": data.samples.pairing.licences,
         "precision": "bfloat16" if aim.amp else "float32",
         "held-out": figures | aim.figures(gatherer, data.held_out),
-        "gates": dict(zip(student.experts, gates[held_out].mean(0).tolist(), strict=True)),
+        "gates": means,
         "data_hash": _data_hash(keys, teacher, student),
     }
+    if len(student.cameras) > 1:
+        summary["cameras"] = camera_shares(means)
     write_atomic(run.file("summary.json"), lambda p: p.write_text(json.dumps(summary, indent=2), encoding="utf-8"))
+
+
+def camera_shares(gates: Mapping[str, float]) -> dict[str, float]:
+    """How much each camera counts: the sum of its experts' gates.
+
+    >>> camera_shares({"vggt@head": 0.5, "vggt@wrist": 0.25, "da3@wrist": 0.25})
+    {'head': 0.5, 'wrist': 0.5}
+    """
+    shares: dict[str, float] = {}
+    for name, gate in gates.items():
+        shares[camera_of(name)] = shares.get(camera_of(name), 0.0) + gate
+    return shares
 
 
 def _data_hash(keys: pd.DataFrame, teacher: np.ndarray, student: Student) -> str:

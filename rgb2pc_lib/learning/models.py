@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rgb2pc_lib.data.workspace import camera_of
+
 FUSIONS = ("weighted", "moe", "uniform")
 POOLINGS = ("mean", "blocks2", "blocks4", "attention")
 _QUERIES = 8  # of "attention"
@@ -43,6 +45,10 @@ class Adapter(nn.Module):
 
 class Student(nn.Module):
     """RGB features of several experts in, one embedding out.
+
+    Experts may see through several cameras (`ENCODER@CAMERA`). A place is then one of each camera's image: its gates
+    weigh the experts of all of them, attention looks at each camera's places by themselves, and spatial tokens are
+    given camera by camera. A camera that is missing is one whose experts are absent.
 
     Args:
         channels: expert name -> C. The order of names is the order of gates.
@@ -77,6 +83,7 @@ class Student(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         self.experts, self.fusion, self.top_k, self.gate_noise = list(channels), fusion, top_k, gate_noise
         self.pooling, self.embed_dim = pooling, embed_dim
+        self.cameras = list(dict.fromkeys(camera_of(name) for name in channels))
         with torch.device("meta"):  # building draws nothing from the global generator
             self.adapters = nn.ModuleDict({name: Adapter(c, width) for name, c in channels.items()})
             if fusion == "moe":
@@ -139,7 +146,7 @@ class Student(nn.Module):
         """Spatial tokens: fused places averaged over a coarse grid of the image, for policies that need places.
 
         Returns `[B, side * side, D]`, row-major, and whether any place was seen in each cell `[B, side * side]`.
-        Unseen cells are zero. Arguments as in `forward`.
+        Of C cameras `C * side * side`, one camera after the other. Unseen cells are zero. Arguments as in `forward`.
         """
         return self.coarse(self.hidden(tokens, positions), present, positions, side)
 
@@ -147,32 +154,53 @@ class Student(nn.Module):
         self, hidden: dict[str, Tensor], present: Tensor, positions: Tensor, side: int = 4
     ) -> tuple[Tensor, Tensor]:
         """The rest of `spatial`, as `fuse` is of `forward`."""
-        present = self._without_missing(hidden, present)
-        regions = _blocks(present, positions, side)
-        return self._pooled(hidden, self._gates(hidden, present, None), regions), regions.sum(1) > 0
+        present, cells, seen = self._without_missing(hidden, present), [], []
+        for camera in self.cameras:
+            here = present & self._through(camera, present.device)
+            regions = _blocks(here, positions, side)
+            cells.append(self._pooled(hidden, self._gates(hidden, here, None), {camera: regions}))
+            seen.append(regions.sum(1) > 0)
+        return torch.cat(cells, 1), torch.cat(seen, 1)
+
+    def _through(self, camera: str, device: torch.device) -> Tensor:
+        """Which experts see through a camera, `[M]`."""
+        return torch.tensor([camera_of(name) == camera for name in self.experts], device=device)
 
     def _without_missing(self, hidden: dict[str, Tensor], present: Tensor) -> Tensor:
         if len(hidden) < len(self.experts):
             return present & torch.tensor([name in hidden for name in self.experts], device=present.device)
         return present
 
-    def _regions(self, hidden: dict[str, Tensor], gates: Tensor, present: Tensor, positions: Tensor) -> Tensor:
-        """How much each place counts in each pooled region, `[B, K, R]`: sums to 1 over places, 0 where none is."""
+    def _regions(
+        self, hidden: dict[str, Tensor], gates: Tensor, present: Tensor, positions: Tensor
+    ) -> dict[str, Tensor]:
+        """How much each place of a camera counts in each pooled region, camera -> `[B, K, R]`: sums to 1 over places, 0
+        where none is.
+        """
         if self.pooling == "attention":
-            at = {name: m for m, name in enumerate(self.experts)}
-            asked = (gates[..., at[name], None] * self.queries(h) for name, h in hidden.items())
-            scores = sum(asked, torch.tensor(0))
-            seen = present.any(-1, keepdim=True)
-            scores = scores.float().masked_fill(~seen, -torch.inf).masked_fill(~seen.any(1, keepdim=True), 0.0)
-            return scores.softmax(1) * seen
-        return _blocks(present, positions, {"mean": 1, "blocks2": 2, "blocks4": 4}[self.pooling])
+            return {camera: self._attended(camera, hidden, gates, present) for camera in self.cameras}
+        side = {"mean": 1, "blocks2": 2, "blocks4": 4}[self.pooling]
+        return dict.fromkeys(self.cameras, _blocks(present, positions, side))
 
-    def _pooled(self, hidden: dict[str, Tensor], gates: Tensor, regions: Tensor) -> Tensor:
-        """Fused regions `[B, R, D]`: gates `[B, K, M]`, regions `[B, K, R]`, then the adapters' last layers."""
+    def _attended(self, camera: str, hidden: dict[str, Tensor], gates: Tensor, present: Tensor) -> Tensor:
+        """What the queries attend to among a camera's places, `[B, K, R]`."""
+        at = {name: m for m, name in enumerate(self.experts) if camera_of(name) == camera}
+        asked = (gates[..., at[name], None] * self.queries(h) for name, h in hidden.items() if name in at)
+        scores = sum(asked, torch.zeros((), device=present.device))
+        seen = present[..., list(at.values())].any(-1, keepdim=True)
+        if len(self.cameras) > 1:  # the queries ask as if the camera were the only one
+            scores = scores / gates[..., list(at.values())].sum(-1, keepdim=True).clamp(min=1e-6)
+        scores = scores.float().masked_fill(~seen, -torch.inf).masked_fill(~seen.any(1, keepdim=True), 0.0)
+        return scores.softmax(1) * seen
+
+    def _pooled(self, hidden: dict[str, Tensor], gates: Tensor, regions: dict[str, Tensor]) -> Tensor:
+        """Fused regions `[B, R, D]`: gates `[B, K, M]`, regions `[B, K, R]` of cameras, then the adapters' last layers;
+        experts of other cameras are left out.
+        """
         fused = torch.tensor(0)
         for m, name in enumerate(self.experts):
-            if name in hidden:
-                share = gates[:, :, m : m + 1] * regions  # [B, K, R]
+            if name in hidden and camera_of(name) in regions:
+                share = gates[:, :, m : m + 1] * regions[camera_of(name)]  # [B, K, R]
                 outer = self.adapter(name).outer
                 pooled = _weighted_sum(share, hidden[name])  # [B, R, D]
                 fused = fused + F.linear(pooled, outer.weight) + share.sum(1)[..., None] * outer.bias

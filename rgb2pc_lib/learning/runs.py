@@ -39,7 +39,7 @@ from rgb2pc_lib.data.packs import COPIES, LookAhead, load_torch, sees_single_fra
 from rgb2pc_lib.data.pairing import FALLBACKS, UNITS, UNREADABLE
 from rgb2pc_lib.data.step_points import KINDS
 from rgb2pc_lib.data.teacher import POOLINGS as TEACHER_POOLINGS
-from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
+from rgb2pc_lib.data.workspace import PROJECT, Workspace, camera_of, portable
 from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.models import FUSIONS, POOLINGS, Student
 from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
@@ -81,6 +81,7 @@ class Config(Settings):
     pc_root: str = option("", "folder of teacher features: <task>/<episode>/step_0042.ply.ulip_<tag>.pt")
     vis_roots: dict[str, str] = option({}, "expert packs, NAME=FOLDER, several allowed")
     rgb_root: str = option("", "folder of RGB frames (places grids that crop; shown in notebooks)")
+    camera_roots: dict[str, str] = option({}, "frames by camera, where experts are of several; the first is --rgb_root")
     state_root: str = option("", "folder of low-dimensional state, for probes only")
     cloud_root: str = option("", "folder of PLY clouds (shown in notebooks)")
     teacher_tag: str = option("", "which ulip_<tag> to use where a step has several")
@@ -165,6 +166,12 @@ class Config(Settings):
                 "--moe_top_k 1: the one expert of a place has the weight 1 whatever the gate says, so the gate never "
                 "learns; use 0 (all experts), 2 or more"
             )
+        clouds_from = next(iter(self.camera_roots), "")
+        if self.aligns and (others := [name for name in self.vis_roots if camera_of(name) != clouds_from]):
+            raise InputError(
+                f"points are aligned with places of the camera that saw them, '{clouds_from}'; leave out the experts "
+                f"of others: {', '.join(others)}"
+            )
         if self.aligns and not self.strict_pairing:
             raise InputError("--no_strict_pairing: points and places of the same step are aligned; leave it out")
         if self.loss_geometric and self.route == "distill" and self.sample_unit == "window":
@@ -224,6 +231,7 @@ class Config(Settings):
             state=state,
             clouds=clouds,
             experts={k: PROJECT / v for k, v in self.vis_roots.items()},
+            cameras={k: PROJECT / v for k, v in self.camera_roots.items()},
             teacher_tag=self.teacher_tag or None,
             exclude=Exclusions.of(self.exclude),
         )
@@ -251,6 +259,7 @@ class Config(Settings):
             self,
             pc_root=portable(workspace.teacher),
             rgb_root=portable(workspace.rgb),
+            camera_roots={k: portable(v) for k, v in workspace.cameras.items()},
             state_root=portable(workspace.state),
             cloud_root=portable(workspace.clouds),
             vis_roots={k: portable(v) for k, v in workspace.experts.items()},
@@ -309,20 +318,22 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Final figures: n_train, n_held_out, "held-out" (measure -> value), gates (expert -> mean), data_hash.
+        """Final figures: n_train, n_held_out, "held-out" (measure -> value), gates (expert -> mean), data_hash; of
+        several "cameras" the sum of their experts' gates.
 
-        And what its data were: "excluded", "unreadable", "look_ahead" (expert -> see `LookAhead`) and "teacher_frame",
-        "world" or "camera", in which its teacher saw the clouds (None where that is not known).
+        And what its data were: "excluded", "unreadable", "look_ahead" (expert -> see `LookAhead`), "licences" (of the
+        experts' weights, "" where their packs do not say) and "teacher_frame", "world" or "camera", in which its
+        teacher saw the clouds (None where that is not known).
         """
         path = self._finished_file("summary.json")
         found = read_object(path, ANEW)
         for key, kind in {"n_train": int, "n_held_out": int, "held-out": dict}.items():
             expect(found.get(key), kind, path, key, ANEW)
         expect(found.setdefault("teacher_frame", None), (str, type(None)), path, "teacher_frame", ANEW)
-        for table in ("excluded", "unreadable"):
+        for table in ("excluded", "unreadable", "licences"):
             for name, why in expect(found.setdefault(table, {}), dict, path, table, ANEW).items():
                 expect(why, str, path, f"{table}: {name}", ANEW)
-        for table in ("held-out", "gates"):
+        for table in ("held-out", "gates", "cameras"):
             for name, value in expect(found.get(table, {}), dict, path, table, ANEW).items():
                 expect(value, (int, float), path, f"{table}: {name}", ANEW)
         for name, sight in expect(found.setdefault("look_ahead", {}), dict, path, "look_ahead", ANEW).items():

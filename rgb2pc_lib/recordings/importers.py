@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,9 @@ class Recording:
     read: Callable[[range], Iterator[tuple[np.ndarray, Cloud | None]]]
     state: Callable[[range], dict[str, np.ndarray]]  # arrays of these frames, and whatever else is known
     about: dict[str, str | int] = field(default_factory=dict)  # what else decides what is written, such as the camera
+    camera: str = ""  # what the first one is called, where there are several
+    # further camera -> its images, likewise; clouds are those of the first
+    more: dict[str, Callable[[range], Iterator[np.ndarray]]] = field(default_factory=dict)
 
 
 def import_recordings(
@@ -89,7 +92,8 @@ def import_workspace(
 ) -> str:  # fmt: skip
     """The whole of an import: `import_recordings`, then the workspace file called `name`. What was done, in a line."""
     written, kept = import_recordings(recordings, source, out, every, image, faults=faults)
-    return f"{written} episodes written, {kept} kept; the workspace: {write_workspace(out, slug(name))}"
+    cameras = next(([r.camera, *r.more] for r in recordings if r.more), [])
+    return f"{written} episodes written, {kept} kept; the workspace: {write_workspace(out, slug(name), cameras)}"
 
 
 def _is_there(out, recording, about):
@@ -102,14 +106,22 @@ def _is_there(out, recording, about):
     if other := {k: v for k, v in told.items() if about.get(k, v) != v}:  # older imports say less
         asked = {k: about[k] for k in other}
         raise InputError(f"{path}: imported otherwise, {other} instead of {asked}; delete it or choose another --out")
-    frames = steps_of(out / "rgb" / recording.task / recording.episode, IMAGES)
-    return set(frames) == set(found["steps"].tolist())  # else somebody has taken frames away
+    there = [steps_of(root / recording.task / recording.episode, IMAGES) for root in _frame_roots(out, recording)]
+    return all(set(frames) == set(found["steps"].tolist()) for frames in there)  # else somebody has taken frames away
+
+
+def _frame_roots(out, recording):  # of the first camera, then of the others
+    return [out / "rgb", *(out / f"rgb_{camera}" for camera in recording.more)]
 
 
 def _write(out, recording, frames, image, about, bar):
     rgb, clouds = (out / kind / recording.task / recording.episode for kind in ("rgb", "clouds"))
     steps = [f"step_{i:04d}" for i in frames]
     kind, options = SAVE[image]
+    for camera, root in zip(recording.more, _frame_roots(out, recording)[1:], strict=True):
+        with new_folder(root / recording.task / recording.episode, "step_*") as now:
+            for name, pixels in zip(steps, recording.more[camera](frames), strict=True):
+                (now / f"{name}.{image}").write_bytes(encoded(pixels, kind, **options))
     with ExitStack() as unfinished:
         rgb_now = unfinished.enter_context(new_folder(rgb, "step_*"))
         clouds_now = unfinished.enter_context(new_folder(clouds, "step_*")) if clouds.is_dir() else None
@@ -131,13 +143,23 @@ def _write(out, recording, frames, image, about, bar):
     write_atomic(state, lambda p: np.savez_compressed(p, **values))
 
 
-def write_workspace(out: Path, name: str) -> Path:
-    """The workspace file `<out>/<name>.toml` over what was imported; one that is there is left as it is."""
+def write_workspace(out: Path, name: str, cameras: Sequence[str] = ()) -> Path:
+    """The workspace file `<out>/<name>.toml` over what was imported; one that is there is left as it is.
+
+    Of several `cameras` the first one's frames are in `rgb`, where the clouds were seen from.
+    """
     path = out / f"{name}.toml"
     if path.exists():
         return path
     clouds = '# <task>/<episode>/step_0042.ply\nclouds = "clouds"' if (out / "clouds").is_dir() else "# no clouds"
-    write_atomic(path, lambda p: p.write_text(_TOML.format(name=name, clouds=clouds), encoding="utf-8"))
+    rgb, experts = 'rgb = "rgb"', [f'{encoder} = "features_{encoder}"' for encoder in _ENCODERS]
+    if cameras:
+        folders = dict.fromkeys(cameras, "rgb") | {c: f"rgb_{c}" for c in cameras[1:]}
+        rgb = "# the first camera is the one that clouds were seen from\n"
+        rgb += "\n".join(f'rgb.{camera} = "{folder}"' for camera, folder in folders.items())
+        experts = [f'{e}.{camera} = "features_{e}@{camera}"' for e in _ENCODERS for camera in cameras]
+    text = _TOML.format(name=name, rgb=rgb, clouds=clouds, experts="\n".join(experts))
+    write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -147,7 +169,7 @@ name = "{name}"
 
 [roots]
 # <task>/<episode>/step_0042.jpg (or .png)
-rgb = "rgb"
+{rgb}
 {clouds}
 # <task>/<episode>.npz, read by the probes only
 state = "state"
@@ -157,11 +179,9 @@ teacher = "teacher"
 # one line an expert: any name = the folder of its packs, written by tools/extract_features.py;
 # delete the lines of those you do without
 [experts]
-croco = "features_croco"
-vggt = "features_vggt"
-dinov3 = "features_dinov3"
-da3 = "features_da3"
+{experts}
 """
+_ENCODERS = ("croco", "vggt", "dinov3", "da3")
 
 
 def choose_camera(asked: str | None, there: list[str], where: Path) -> str:
@@ -177,6 +197,28 @@ def choose_camera(asked: str | None, there: list[str], where: Path) -> str:
         return fits[0]
     wanted = f"a camera called '{asked}'" if asked else "one camera, or --camera to choose one"
     raise InputError(f"{where}: expected {wanted}, found {', '.join(there) or 'none'}")
+
+
+def choose_cameras(asked: Sequence[str | None], there: list[str], where: Path) -> list[str]:
+    """The cameras of these names, or the only one there is. Raises InputError, also for one that is named twice.
+
+    >>> choose_cameras(["top", "wrist"], ["observation.images.top", "observation.images.wrist"], Path("data"))
+    ['observation.images.top', 'observation.images.wrist']
+    """
+    found = [choose_camera(one, there, where) for one in asked or [None]]
+    if len(set(found)) < len(found):
+        raise InputError(f"--camera: expected each camera once, found {', '.join(found)}")
+    return found
+
+
+def short_names(cameras: Sequence[str]) -> list[str]:
+    """What cameras are called in folders and workspaces: the last part of a dotted name, where that tells them apart.
+
+    >>> short_names(["observation.images.top", "observation.images.wrist"])
+    ['top', 'wrist']
+    """
+    last = [slug(name.split(".")[-1]) for name in cameras]
+    return last if len(set(last)) == len(last) else list(slugs(cameras).values())
 
 
 def slug(text: str) -> str:

@@ -1,4 +1,4 @@
-"""LeRobot datasets (format v3) as recordings: one camera's frames, from videos or tables of images, and the state.
+"""LeRobot datasets (format v3) as recordings: frames, from videos or tables of images, and the state.
 
 | file | holds |
 |---|---|
@@ -28,7 +28,7 @@ from rgb2pc_lib.data.files.guarded import expect, first_line, read_object
 from rgb2pc_lib.data.listing import walk
 from rgb2pc_lib.data.pictures import decode, frame_times, video_frames
 from rgb2pc_lib.errors import InputError, remedy, tell
-from rgb2pc_lib.recordings.importers import Recording, array_name, choose_camera, optional, slugs
+from rgb2pc_lib.recordings.importers import Recording, array_name, choose_cameras, optional, short_names, slugs
 
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -39,16 +39,18 @@ _NEAR = 0.25  # of the time between two frames: a clock that is off by more may 
 _AGAIN = "copy the data set again"
 
 
-def list_lerobot(source: Path, camera: str | None = None) -> list[Recording]:
+def list_lerobot(source: Path, *asked: str) -> list[Recording]:
     """The episodes of a data set as recordings `<its task's words>/episode_0000`.
+
+    Of the cameras asked for; none: of the only one.
 
     Raises InputError naming the file for a folder that is no such data set, another format, and an unknown camera.
     """
     info = _info(source)
     pictures = [k for k, f in info["features"].items() if f["dtype"] in ("video", "image") and not _is_depth(f)]
-    camera = choose_camera(camera, pictures, source / "meta" / "info.json")
+    cameras = choose_cameras(asked, pictures, source / "meta" / "info.json")
     columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
-    if info["features"][camera]["dtype"] == "video":
+    for camera in (name for name in cameras if info["features"][name]["dtype"] == "video"):
         optional("av")
         columns += [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     rows = [row for f in walk(source / "meta" / "episodes", ".parquet") for row in _table(f, columns).to_pylist()]
@@ -60,12 +62,16 @@ def list_lerobot(source: Path, camera: str | None = None) -> list[Recording]:
     names = slugs(dict.fromkeys(words.values()))
     if several := [row["episode_index"] for row in rows if len(row["tasks"] or ()) > 1]:
         tell(f"{source}: {len(several)} episodes have several tasks, such as {several[0]}; the first one names them")
-    data = DataSet(source, info, camera, tuple(rows))
-    about: dict[str, str | int] = {"source": home, "camera": camera}
-    return [
-        Recording(names[words[n]], f"episode_{n:04d}", one.length, one.read, one.state, about)
-        for n, one in ((row["episode_index"], Episode(data, row)) for row in rows)
-    ]
+    short = short_names(cameras)
+    first, *others = (DataSet(source, info, camera, tuple(rows), tuple(cameras)) for camera in cameras)
+    about: dict[str, str | int] = {"source": home, "camera": ", ".join(cameras)}
+    recordings = []
+    for row in rows:
+        n, one = row["episode_index"], Episode(first, row)
+        more = {name: Episode(data, row).images for name, data in zip(short[1:], others, strict=True)}
+        task, name = names[words[n]], f"episode_{n:04d}"
+        recordings.append(Recording(task, name, one.length, one.read, one.state, about, short[0], more))
+    return recordings
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class DataSet:
     info: dict[str, Any]
     camera: str
     rows: tuple[dict[str, Any], ...]  # of meta/episodes
+    cameras: tuple[str, ...]  # all that are taken, this one among them
 
     @functools.cached_property
     def lies_in(self) -> dict[int, list[Path]]:
@@ -144,16 +151,20 @@ class Episode:
 
     def read(self, frames: range) -> Iterator[tuple[np.ndarray, None]]:
         """Image `[H, W, 3]` uint8 of each frame; there are no clouds. Raises InputError where a frame is lacking."""
+        for image in self.images(frames):
+            yield image, None
+
+    def images(self, frames: range) -> Iterator[np.ndarray]:
+        """The images alone."""
         camera = self.data.camera
         if self.data.info["features"][camera]["dtype"] == "image":
             column = self._rows([camera])[camera]
             for i in frames:
-                yield self._decode(column[i].as_py(), i), None
+                yield self._decode(column[i].as_py(), i)
             return
         path = self.data.video(self.row)
         numbers = self._in_video(path)
-        for image in video_frames(path, numbers[frames.start : frames.stop : frames.step], self.data.times(path)):
-            yield image, None
+        yield from video_frames(path, numbers[frames.start : frames.stop : frames.step], self.data.times(path))
 
     def state(self, frames: range) -> dict[str, np.ndarray]:
         """Every column of numbers of the frames: `qpos` (observation.state), `action`, `timestamp` (s) and the rest.
@@ -164,9 +175,9 @@ class Episode:
         table = self._rows(pictures, without=True)
         values: dict[str, np.ndarray] = {}
         left = {name: feature["dtype"] for name, feature in self.data.info["features"].items()
-                if name not in table.column_names and name not in (self.data.camera, *PLACE)}  # fmt: skip
+                if name not in table.column_names and name not in (*self.data.cameras, *PLACE)}  # fmt: skip
         for name in table.column_names:
-            if name in (self.data.camera, *PLACE):
+            if name in (*self.data.cameras, *PLACE):
                 continue
             array = _numbers(table[name])
             if array is None:

@@ -1,4 +1,4 @@
-"""RoboTwin's raw episodes (HDF5) as recordings: one camera's frames, the point cloud, and the joints.
+"""RoboTwin's raw episodes (HDF5) as recordings: frames of one camera or several, the point cloud, and the joints.
 
 The layout of RoboTwin 2.0's collector (`envs/_base_task.py`, `envs/utils/pkl2hdf5.py`, `envs/camera/camera.py`):
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from rgb2pc_lib.data.listing import walk
 from rgb2pc_lib.data.numbers import as_bytes, as_positions, numbers
 from rgb2pc_lib.data.pictures import as_rgb, decode
 from rgb2pc_lib.errors import InputError, remedy, tell
-from rgb2pc_lib.recordings.importers import Recording, array_name, choose_camera, optional
+from rgb2pc_lib.recordings.importers import Recording, array_name, choose_cameras, optional, short_names
 
 FRAMES = {"observation": "rgb", "vision": "colors"}  # group of cameras -> the dataset of a camera's frames
 JOINTS = ("state", "endpose", "joint_action")  # groups of arrays [T, ...] for the state file
@@ -45,9 +45,10 @@ GL_TO_CV = np.diag([1.0, -1, -1, 1])
 class RobotwinOptions:
     """How the files are to be understood."""
 
-    camera: str | None = None  # None: the only one there is
+    camera: str | None = None  # None: the only one there is; clouds are moved into its frame
     channels: str = "bgr"  # order of the encoded images: bgr as RoboTwin writes them, rgb of files written otherwise
     cloud_frame: str = "world"  # of the stored clouds: world as RoboTwin writes them, or camera (OpenCV axes)
+    more: tuple[str, ...] = ()  # further cameras, of which the images alone are taken
 
 
 def list_robotwin(
@@ -72,10 +73,17 @@ def list_robotwin(
         episode = f"{home.parent.name}_{path.stem}" if inside else path.stem
         with faults.at(f"{task}/{episode}"):
             with _open(path) as file:
-                group, camera, frames = _frames(path, file, options.camera)
-            about = {"source": path.name, "bytes": path.stat().st_size, **asdict(options), "camera": camera}
-            one = EpisodeFile(path, f"{group}/{camera}", FRAMES[group], camera, options)
-            recordings.append(Recording(task, episode, frames, one.read, one.state, about))
+                found = _frames(path, file, [options.camera, *options.more])
+            about = {"source": path.name, "bytes": path.stat().st_size}
+            about |= {"camera": ", ".join(found), "channels": options.channels, "cloud_frame": options.cloud_frame}
+            every = [f"{group}/{camera}" for camera, (group, _) in found.items()]
+            files_of = [EpisodeFile(path, every, i, FRAMES[g], options) for i, (g, _) in enumerate(found.values())]
+            one, (frames, *others) = files_of[0], [number for _, number in found.values()]
+            if set(others) - {frames}:
+                raise InputError(f"{path}: its cameras have {frames} and {others[0]} frames; import them one by one")
+            names = short_names([*found])
+            more = {name: more.images for name, more in zip(names[1:], files_of[1:], strict=True)}
+            recordings.append(Recording(task, episode, frames, one.read, one.state, about, names[0], more))
     return recordings
 
 
@@ -84,10 +92,26 @@ class EpisodeFile:
     """One HDF5 file, opened only while it is read."""
 
     path: Path
-    group: str  # of the camera
+    groups: list[str]  # of all cameras that are taken
+    number: int  # of this one
     dataset: str  # of its frames
-    camera: str
     options: RobotwinOptions
+
+    @property
+    def group(self) -> str:
+        """Of the camera."""
+        return self.groups[self.number]
+
+    @property
+    def camera(self) -> str:
+        return self.group.split("/")[-1]
+
+    def images(self, frames: range) -> Iterator[np.ndarray]:
+        """Image `[H, W, 3]` uint8 of each frame. Raises InputError for images that cannot be decoded."""
+        with _open(self.path) as file:
+            stored = file[f"{self.group}/{self.dataset}"]
+            for i in frames:
+                yield self._decode(stored[i], i)
 
     def read(self, frames: range) -> Iterator[tuple[np.ndarray, Cloud | None]]:
         """Image `[H, W, 3]` uint8 and cloud of each frame; none where the camera sees no point of it.
@@ -142,7 +166,8 @@ class EpisodeFile:
 
     def _tell_left_out(self, file, taken: set[str]) -> None:
         clouds = self._clouds(file)
-        used = taken | {f"/{self.group}/{name}" for name in (self.dataset, *CAMERA)}
+        used = taken | {f"/{self.group}/{name}" for name in CAMERA}
+        used |= {f"/{group}/{FRAMES[group.split('/')[0]]}" for group in self.groups}
         used |= set() if clouds is None else {clouds.name}
         left: list[str] = []
 
@@ -247,7 +272,7 @@ def _open(path):
         raise InputError(f"{path}: expected an HDF5 file of RoboTwin, found: {first_line(e)}; {what}") from None
 
 
-def _frames(path, file, asked):  # group of cameras, camera, number of frames
+def _frames(path, file, asked):  # camera -> group of cameras, number of frames
     there: dict[str, str] = {}
     for group, dataset in FRAMES.items():
         for name, camera in file.get(group, {}).items():
@@ -255,8 +280,10 @@ def _frames(path, file, asked):  # group of cameras, camera, number of frames
                 there.setdefault(name, group)
     if not there:
         raise InputError(f"{path}: expected frames in observation/<camera>/rgb, found {', '.join(file) or 'nothing'}")
-    camera = choose_camera(asked, [*there], path)
-    frames = file[f"{there[camera]}/{camera}/{FRAMES[there[camera]]}"]
-    if not getattr(frames, "shape", ()):
-        raise InputError(f"{path}: expected a list of frames in {frames.name}, found none; record it again")
-    return there[camera], camera, len(frames)
+    found = {}
+    for camera in choose_cameras(asked, [*there], path):
+        frames = file[f"{there[camera]}/{camera}/{FRAMES[there[camera]]}"]
+        if not getattr(frames, "shape", ()):
+            raise InputError(f"{path}: expected a list of frames in {frames.name}, found none; record it again")
+        found[camera] = there[camera], len(frames)
+    return found

@@ -15,7 +15,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -62,7 +62,9 @@ except ModuleNotFoundError as error:
 except (ImportError, AttributeError, RuntimeError) as error:  # what PyOpenGL raises without its library
     raise InputError(f"{GL_HELP}; found MUJOCO_GL={os.environ.get('MUJOCO_GL')}, which fails: {error}") from error
 
-from rgb2pc_lib.recordings.sim_labels import LABELS, geom_labels, pixel_labels  # noqa: E402, imports mujoco
+from rgb2pc_lib.recordings import sim_cameras  # noqa: E402, imports mujoco, like the next
+from rgb2pc_lib.recordings.sim_cameras import View  # noqa: E402
+from rgb2pc_lib.recordings.sim_labels import LABELS, geom_labels, pixel_labels  # noqa: E402
 
 TASKS = tuple(sorted(name.removesuffix("-v3") for name in EXPERTS))
 SAMPLE_TASKS = (
@@ -76,25 +78,6 @@ ARM_JOINTS = 9  # seven arm joints and two finger slides come first in every Met
 TABLE_TOP = 0.012  # m above the table plane: higher points belong to robot and objects
 MAX_DISTRACTORS = 6
 PARKED = (0, 0, -5)  # m, where unused distractors wait, far below the floor
-
-
-@dataclass(frozen=True)
-class View:
-    """A pinhole camera on a sphere around the point it looks at (world frame, z up)."""
-
-    azimuth: float = -35.0  # degrees; 0 looks from +x, 90 from +y
-    elevation: float = 40.0  # degrees above the horizon
-    distance: float = 1.05  # m
-    target: tuple[float, float, float] = (0.0, 0.64, 0.16)  # m
-    fovy: float = 45.0  # degrees, vertical
-
-    def pose(self) -> tuple[np.ndarray, np.ndarray]:
-        """Position [3] (m) and rotation [3, 3] whose columns are right, up and backward (OpenGL axes)."""
-        azimuth, elevation = np.radians([self.azimuth, self.elevation])
-        ground = np.cos(elevation)
-        back = np.array([ground * np.cos(azimuth), ground * np.sin(azimuth), np.sin(elevation)])
-        right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
-        return np.array(self.target) + self.distance * back, np.stack([right, np.cross(back, right), back], axis=1)
 
 
 @dataclass(frozen=True)
@@ -130,8 +113,10 @@ class RecordConfig:
     cell: float = 0.02  # m: cells of space above the table are equally likely to give a point; 0: pixels are
     max_length: int = 300  # control steps before an episode counts as failed
     after_success: int = 2  # control steps recorded after the first success
+    more: tuple[str, ...] = ()  # further cameras, of `sim_cameras.MORE`; the clouds are seen from the first alone
 
     def __post_init__(self):
+        sim_cameras.refuse_unknown(self.more)
         if self.frame not in ("camera", "world"):
             raise InputError(f"frame: expected camera or world, found {self.frame!r}")
         for name, least in (
@@ -159,6 +144,7 @@ class Episode:
     images: list[np.ndarray]  # S times uint8 [H, W, 3]
     clouds: list[Cloud]  # S times
     state: dict[str, np.ndarray]  # the arrays of the state file, see data/README.md
+    more: dict[str, list[np.ndarray]] = field(default_factory=dict)  # further camera -> its images, likewise
 
     @property
     def success(self) -> bool:
@@ -194,7 +180,7 @@ class Scene:
     def __init__(self, task: str, config: RecordConfig = STANDARD):
         self.task = task_name(task)
         self.config = config
-        self.env = _build_environment(self.task, config.view)
+        self.env = _build_environment(self.task, config)
         self.env._freeze_rand_vec, self.env.seeded_rand_vec = False, True  # so that env.seed decides the placement
         self.model, self.data = self.env.model, self.env.data
         self.model.vis.quality.offsamples = 0  # anti-aliasing and shadows cost a software renderer ten times the rest
@@ -229,6 +215,7 @@ class Scene:
         last = len(snapshots) - 1
         kept = np.unique(np.linspace(0, last, self.config.steps).round().astype(int))
         images, clouds, labels, rows = [], [], [], []
+        more: dict[str, list[np.ndarray]] = {name: [] for name in self.config.more}
         for index in kept:
             self._restore(snapshots[index])
             rows.append(self._state() | {"action": snapshots[index]["action"]})
@@ -237,6 +224,8 @@ class Scene:
                 images.append(image)
                 clouds.append(cloud)
                 labels.append(self._labels(cloud))
+                for name in more:
+                    more[name].append(self._draw(sim_cameras.called(name)))
         K, world_to_camera = self.camera()
         state = {name: np.stack([row[name] for row in rows]) for name in rows[0]} | {
             "steps": np.array([f"step_{i:04d}" for i in range(len(kept))]),
@@ -253,7 +242,7 @@ class Scene:
             "labels": np.array(labels, np.uint8).reshape(len(labels), self.config.points),
             "label_names": np.array(LABELS),
         }
-        return Episode(images, clouds, state)
+        return Episode(images, clouds, state, more)
 
     # ------------------------------------------------------------------ one roll-out, driven from outside
 
@@ -268,6 +257,8 @@ class Scene:
         self._points = np.random.default_rng([*stream, 1])
         self.env.seed(seed)
         observation, _ = self.env.reset()
+        others = np.random.default_rng([*stream, 2])
+        sim_cameras.place_more(self.model, self.data, self.config.view, self.config.more, others, looks.camera)
         return observation
 
     def look(self, cloud: bool = True) -> Seen:
@@ -350,8 +341,8 @@ class Scene:
         u, v = cloud.uv.astype(int).T
         return shown[v, u]
 
-    def _draw(self) -> np.ndarray:
-        self.renderer.update_scene(self.data, camera="view", scene_option=self.options)
+    def _draw(self, camera: str = "view") -> np.ndarray:
+        self.renderer.update_scene(self.data, camera=camera, scene_option=self.options)
         self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         return self.renderer.render().copy()
@@ -400,18 +391,7 @@ class Scene:
             getattr(model, name)[:] = self._original[name]
         headlight.ambient[:], headlight.diffuse[:] = self._headlight
 
-        view, amount = self.config.view, randomise.camera
-        view = replace(
-            view,
-            azimuth=view.azimuth + amount * rng.uniform(-20, 20),
-            elevation=view.elevation + amount * rng.uniform(-8, 8),
-            distance=view.distance * (1 + amount * rng.uniform(-0.1, 0.1)),
-            target=tuple(np.array(view.target) + amount * rng.uniform(-0.04, 0.04, 3)),
-        )
-        position, rotation = view.pose()
-        camera = model.camera("view")
-        camera.pos[:] = position
-        mujoco.mju_mat2Quat(camera.quat, rotation.ravel())
+        sim_cameras.place(model, self.config.view.jittered(rng, randomise.camera))
 
         amount = randomise.light
         model.light_pos[:] += amount * rng.uniform(-0.6, 0.6, (model.nlight, 3))
@@ -457,8 +437,8 @@ class Scene:
             geom.pos[:] = place if i < shown else PARKED
 
 
-def _build_environment(task: str, view: View):
-    """The task's environment, with our camera and parked distractors added to its scene before it is compiled.
+def _build_environment(task: str, config: RecordConfig):
+    """The task's environment, with our cameras and parked distractors added to its scene before it is compiled.
 
     The environments name their own class in ``super``, so they cannot be subclassed: the one method that
     compiles the scene is replaced while the environment is built.
@@ -466,7 +446,7 @@ def _build_environment(task: str, view: View):
 
     def compile_scene(env):
         spec = mujoco.MjSpec.from_file(env.fullpath)
-        spec.worldbody.add_camera(name="view", fovy=view.fovy)
+        sim_cameras.add_cameras(spec, config.view, config.more)
         kinds = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_ELLIPSOID
         for i in range(MAX_DISTRACTORS):  # seen, but without contact or mass
             looks = {"type": kinds[i % 3], "size": [0.02] * 3, "pos": PARKED, "rgba": [1, 1, 1, 1]}
@@ -510,15 +490,26 @@ def _noise_texture(rng: np.random.Generator, height: int, width: int) -> np.ndar
 
 
 def write_episode(root: str | Path, task: str, name: str, episode: Episode, jpeg_quality: int = 90) -> None:
-    """Write ``rgb/``, ``clouds/`` and, last, ``state/<task>/<name>.npz``: its presence marks a finished episode."""
+    """Write ``rgb/``, ``clouds/`` and, last, ``state/<task>/<name>.npz``: its presence marks a finished episode.
+
+    Frames of a further camera lie in ``rgb_<camera>/``.
+    """
     root = Path(root)
+    for camera, frames in episode.more.items():
+        with new_folder(root / f"rgb_{camera}" / task / name, "step_*") as images:
+            for step, image in zip(episode.state["steps"], frames, strict=True):
+                (images / f"{step}.jpg").write_bytes(_jpeg(image, jpeg_quality))
     rgb, clouds = root / "rgb" / task / name, root / "clouds" / task / name
     with new_folder(rgb, "step_*") as images, new_folder(clouds, "step_*") as points:
         for step, image, cloud in zip(episode.state["steps"], episode.images, episode.clouds, strict=True):
-            (images / f"{step}.jpg").write_bytes(encoded(image, "JPEG", quality=jpeg_quality, optimize=True))
+            (images / f"{step}.jpg").write_bytes(_jpeg(image, jpeg_quality))
             write_ply(points / f"{step}.ply", cloud)
     arrays: dict[str, Any] = episode.state
     write_atomic(state_file(root / "state", task, name), lambda p: np.savez_compressed(p, **arrays))
+
+
+def _jpeg(image: np.ndarray, quality: int) -> bytes:
+    return encoded(image, "JPEG", quality=quality, optimize=True)
 
 
 def record_task(
@@ -587,6 +578,9 @@ def _check_finished(root: Path, task: str, name: str, looks: Randomise, config: 
     asked = {name: getattr(config, name) for name in ("frame", "size", "points")}
     asked["randomised"] = bool(looks)
     asked["images"] = len(state["steps"])
+    for camera in config.more:
+        found[camera] = len(steps_of(root / f"rgb_{camera}" / task / name, IMAGES))
+        asked[camera] = len(state["steps"])
     asked["steps"] = min(config.steps, int(state["time"][-1]) + 1)  # a short roll-out has no more
     differing = [key for key in asked if asked[key] != found[key]]
     if differing:

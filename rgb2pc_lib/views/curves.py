@@ -19,7 +19,7 @@ _SHORT = {
     "student_tokens": "tokens", "batch_size": "batch", "fuse_dim": "width", "loss_mse": "MSE", "expert_drop": "drop",
     "vis_roots": "experts", "tau": "τ",
 }  # fmt: skip
-_SILENT = ("fusion", "eval_every", "pc_root", "rgb_root", "state_root", "cloud_root", "teacher_tag")
+_SILENT = ("fusion", "eval_every", "pc_root", "rgb_root", "camera_roots", "state_root", "cloud_root", "teacher_tag")
 
 
 def labels(configs: Sequence[Config]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, ordered_plans
 from rgb2pc_lib.data.workspace import SAMPLE, Workspace
 from rgb2pc_lib.deploy.backbones import Compact
-from rgb2pc_lib.deploy.embed import Embedder, embed_packs, every_step
+from rgb2pc_lib.deploy.embed import Embedder, _through_pixels, embed_packs, every_step
 from rgb2pc_lib.deploy.stream import Stream, ThroughExperts, ThroughPixels, as_frame
 from rgb2pc_lib.encoders.encode import past
 from rgb2pc_lib.encoders.extract import extract, list_frames
@@ -189,3 +190,65 @@ def test_a_compact_student_streams_frames_of_any_size():
         found = stream(frame)
         expected = network(torch.from_numpy(small)[None]).detach().numpy()[0]
         assert found.spatial is None and np.allclose(found.embedding, expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def two_cameras(rgb, tmp_path_factory):
+    """A run of one expert at two cameras, the second of which sees the first one's frames upside down."""
+    root = tmp_path_factory.mktemp("two")
+    roots = {"head": rgb, "wrist": root / "rgb_wrist"}
+    for (task, episode), files in list_frames(rgb).items():
+        (roots["wrist"] / task / episode).mkdir(parents=True)
+        for file in files:
+            Image.fromarray(read_image(file)[::-1]).save(roots["wrist"] / task / episode / file.name)
+    experts = {f"xfeat@{camera}": root / f"features_{camera}" for camera in roots}
+    for frames, out in zip(roots.values(), experts.values(), strict=True):
+        extract(load_encoder("xfeat"), frames, out, window=1, stride=1, progress=False)
+    workspace = Workspace(rgb=rgb, cameras=roots, experts=experts)
+    return finished(root / "run", workspace), workspace
+
+
+def test_several_cameras_of_one_robot(two_cameras, rgb):
+    run, workspace = two_cameras
+    expected = offline(run, workspace)
+    embedder = Embedder.from_run(run, device="cpu")
+    stream, (_, second) = embedder.stream(), list_frames(rgb)
+    for (_, episode), files in list_frames(rgb).items():
+        stream.reset()
+        for file, image in zip(files, images(rgb, episode), strict=True):
+            moment = {"head": image, "wrist": Image.fromarray(image[::-1])}
+            look = stream(moment)
+            assert look.spatial.shape == (2 * 16, 24)  # those of one camera after those of the other
+            agree(look, expected[episode, file.stem])
+    frames = np.stack(images(rgb, second[1]))
+    whole = embedder({"head": frames, "wrist": frames[:, ::-1]})
+    agree([whole[-1]], [expected[second[1], files[-1].stem][0]])
+
+    robots = embedder.stream(cameras=2)  # of which one has lost a camera
+    both = robots([moment, {"head": image, "wrist": None}])
+    agree([both.embedding[0], both.spatial[0]], look)
+    assert np.abs(both.embedding[1] - look.embedding).max() > 1e-2
+    assert both.spatial[1][:16].any() and not both.spatial[1][16:].any()
+    agree([both.embedding[1]], [embedder({"head": frames[-1:]})[0]])
+
+
+def test_frames_of_the_wrong_cameras_are_refused(two_cameras, rgb, compact_embedder):
+    embedder, image = Embedder.from_run(two_cameras[0], device="cpu"), images(rgb, "episode_0000")[0]
+    with pytest.raises(InputError, match="xfeat@head sees through a camera of its own; give frames by camera"):
+        embedder(image[None])
+    with pytest.raises(InputError, match="expected frames of head, wrist, found side"):
+        embedder.stream()({"side": image})
+    with pytest.raises(InputError, match="expected frames of head, wrist, found none"):
+        embedder({})
+    with pytest.raises(InputError, match=r"as many images of each camera, found \[1, 2\]"):
+        embedder({"head": image[None], "wrist": np.stack([image, image])})
+    with pytest.raises(InputError, match="a compact student sees through one camera"):
+        compact_embedder({"head": image[None]})
+    with pytest.raises(InputError, match="a compact student sees through one camera"):
+        compact_embedder.stream()({"head": image})
+
+
+@pytest.fixture
+def compact_embedder():
+    network = Compact("resnet18", 32, 8, seed=0).eval()
+    return Embedder("small", partial(_through_pixels, network), live=ThroughPixels(network))

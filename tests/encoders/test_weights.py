@@ -46,22 +46,25 @@ def test_a_path_is_taken_as_it_is_and_a_missing_one_is_named(tmp_path):
 def hub(monkeypatch, tmp_path):
     """A hub that holds one repository; what is asked of it is noted."""
     asked = []
+    NoNetwork = type("NoNetwork", (Exception,), {})  # of the HTTP library, whichever that is
 
     def list_repo_files(repository):
         asked.append(repository)
         if repository == "owner/gated":
             raise OSError("401 Client Error\nmore")
+        if repository == "owner/away":
+            raise NoNetwork("no network")
         return {"owner/model": ["README.md", "a.pt", "config.json"], "owner/other": ["README.md"]}[repository]
 
     def snapshot_download(repository, allow_patterns):
         asked.append(allow_patterns)
         return str(tmp_path)
 
-    for name in ("huggingface_hub", "httpx"):
+    for name in ("huggingface_hub", "huggingface_hub.errors"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     sys.modules["huggingface_hub"].list_repo_files = list_repo_files
     sys.modules["huggingface_hub"].snapshot_download = snapshot_download
-    sys.modules["httpx"].HTTPError = type("HTTPError", (Exception,), {})
+    sys.modules["huggingface_hub.errors"].HfHubHTTPError = type("HfHubHTTPError", (NoNetwork, OSError), {})
     return asked
 
 
@@ -79,6 +82,8 @@ def test_the_hub_is_asked_only_when_that_is_allowed(hub, tmp_path):
 def test_what_the_hub_does_not_give(hub):
     with pytest.raises(InputError, match=r"owner/gated: the hub did not give it \(401 Client Error\); .*hf auth login"):
         find_weights("x", SOURCE, "owner/gated", allow_download=True)
+    with pytest.raises(InputError, match=r"owner/away: the hub did not give it \(no network\)"):
+        find_weights("x", SOURCE, "owner/away", allow_download=True)
     with pytest.raises(InputError, match="owner/other: .*it holds none of a.safetensors, a.pt"):
         find_weights("x", SOURCE, "owner/other", allow_download=True)
     with pytest.raises(InputError, match="no such file"):

@@ -17,7 +17,7 @@ from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import PROJECT, Workspace
 from rgb2pc_lib.encoders.extract import list_frames
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.recordings.importers import choose_camera, import_recordings, slug, slugs
+from rgb2pc_lib.recordings.importers import choose_camera, import_recordings, import_workspace, slug, slugs
 from rgb2pc_lib.recordings.lerobot import list_lerobot
 
 FPS, H, W = 10, 48, 64
@@ -265,3 +265,22 @@ def test_names(tmp_path):
     assert choose_camera("top", ["top", "images.top"], tmp_path) == "top"  # else it could not be named
     with pytest.raises(InputError, match="a camera called 'front', found none"):
         choose_camera("front", [], tmp_path)
+
+
+def test_several_cameras(video, tmp_path):
+    recordings = list_lerobot(video, "top", WRIST)
+    assert import_recordings(recordings, video, tmp_path / "out", every=5, image="png", progress=False) == (4, 0)
+    for folder, camera in (("rgb", TOP), ("rgb_wrist", WRIST)):
+        files = list_frames(tmp_path / "out" / folder)[("push-it", "episode_0001")]
+        assert [f.name for f in files] == ["step_0000.png", "step_0005.png", "step_0010.png"]
+        assert [nearest_frame(read_image(f), camera)[0] for f in files] == [(1, 0), (1, 5), (1, 10)]
+    said = import_workspace(recordings, video, tmp_path / "out", "cubes", every=5, image="png")
+    assert said.startswith("0 episodes written, 4 kept")
+    workspace = Workspace.load(tmp_path / "out" / "cubes.toml")
+    assert list(workspace.cameras) == ["top", "wrist"] and workspace.rgb == tmp_path / "out" / "rgb"
+    assert workspace.experts["vggt@wrist"] == tmp_path / "out" / "features_vggt@wrist"
+    (tmp_path / "out" / "rgb_wrist" / "push-it" / "episode_0001" / "step_0005.png").unlink()
+    again = import_recordings(recordings, video, tmp_path / "out", every=5, image="png", progress=False)
+    assert again == (1, 3)
+    with pytest.raises(InputError, match="expected each camera once, found observation.images.top, obs"):
+        list_lerobot(video, "top", TOP)

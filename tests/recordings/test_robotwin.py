@@ -16,7 +16,7 @@ from rgb2pc_lib.data.workspace import PROJECT, Workspace
 from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds
 from rgb2pc_lib.encoders.extract import list_frames
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.recordings.importers import import_recordings, write_workspace
+from rgb2pc_lib.recordings.importers import import_recordings, import_workspace, write_workspace
 from rgb2pc_lib.recordings.robotwin import RobotwinOptions, list_robotwin
 
 FRAMES, H, W, POINTS = 5, 48, 64, 200
@@ -420,3 +420,23 @@ def test_an_episode_appears_when_it_is_whole(episode, tmp_path, monkeypatch):
     (old / "step_0003.jpg").unlink()  # the state file is there, its frames are not
     assert import_recordings(recordings, episode, out, progress=False) == (1, 0)
     assert import_recordings(recordings, episode, out, progress=False) == (0, 1)
+
+
+def test_several_cameras(tmp_path, episode, caplog):
+    images, _ = write(episode)
+    one, _ = imported(tmp_path, HEAD)
+    caplog.clear()
+    (tmp_path / "two" / "data").parent.mkdir()
+    (tmp_path / "data").rename(tmp_path / "two" / "data")
+    options = RobotwinOptions("head_camera", more=("left_camera",))
+    recordings = list_robotwin(tmp_path / "two" / "data", options)
+    import_workspace(recordings, tmp_path / "two" / "data", tmp_path / "two" / "out", "robotwin", image="png")
+    assert "left_camera/rgb" not in caplog.text  # it is not left out
+    workspace = Workspace.load(tmp_path / "two" / "out" / "robotwin.toml")
+    assert list(workspace.cameras) == ["head_camera", "left_camera"]
+    for camera, expected in (("head_camera", images), ("left_camera", 255 - images)):
+        (files,) = list_frames(workspace.cameras[camera]).values()
+        assert len(files) == FRAMES
+        assert np.abs(np.stack([read_image(f) for f in files]).astype(float) - expected).mean() < 4
+    clouds = [sorted(w.clouds.rglob("*.ply")) for w in (one, workspace)]
+    assert len(clouds[0]) == FRAMES and [a.read_bytes() for a in clouds[0]] == [b.read_bytes() for b in clouds[1]]

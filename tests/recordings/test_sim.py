@@ -275,3 +275,26 @@ def test_actions_are_cut_to_what_the_robot_takes(scene):
     scene.begin(3)
     scene.act(np.array([1.0, 0, 0, 0]))
     np.testing.assert_allclose(scene.look(cloud=False).state["tcp"], far, atol=1e-7)
+
+
+def test_further_cameras_change_nothing_else(tmp_path, episode):
+    config = dataclasses.replace(SMALL, more=("corner", "wrist"))
+    (tmp_path / "state" / TASK).mkdir(parents=True)
+    scene = sim.Scene(TASK, config)
+    found = scene.record(3, sim.RANDOM)
+    assert np.array_equal(found.images, episode.images)
+    assert all(np.array_equal(a.xyz, b.xyz) for a, b in zip(found.clouds, episode.clouds, strict=True))
+    assert found.state.keys() == episode.state.keys()
+    assert [len(frames) for frames in found.more.values()] == [3, 3]
+    corner, wrist = (np.array(found.more[name], float) for name in config.more)
+    for view in (corner, wrist):
+        assert view.std() > 20 and np.abs(view - np.array(found.images)).mean() > 10
+    assert np.abs(wrist[0] - wrist[-1]).mean() > np.abs(corner[0] - corner[-1]).mean()  # it goes where the hand goes
+    sim.write_episode(tmp_path, TASK, "episode_0000", found)
+    scene.close()
+    assert [*sim.record_task(tmp_path, TASK, 1, 3, "random", config)] == [("episode_0000", 3, "kept")]
+    (tmp_path / "rgb_wrist" / TASK / "episode_0000" / "step_0001.jpg").unlink()
+    with pytest.raises(InputError, match="expected an episode with wrist = 3, found 2"):
+        [*sim.record_task(tmp_path, TASK, 1, 3, "random", config)]
+    with pytest.raises(InputError, match="cameras: expected corner, wrist; found 'top'"):
+        dataclasses.replace(SMALL, more=("top",))
