@@ -20,6 +20,7 @@ from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.pairing import NO_EPISODE, NO_STEP, OK, Pairing
 from rgb2pc_lib.data.workspace import portable
 from rgb2pc_lib.judging.versus import Versus
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.look import ALARM, CALM, look, plain
 from rgb2pc_lib.views.notebook import train_missing
@@ -151,6 +152,16 @@ def before_after_figure(cases: dict[str, tuple], task: str, episode: str, step: 
             axes.set_xticks(check.shifts)
             axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def planted(config: Config, every: int, by: int) -> dict[str, int]:
+    """Faults for a demonstration: "task/episode" of every so many training episodes -> a shift of `by` steps.
+
+    What is held out, or for validation, stays as it is.
+    """
+    data = Data.open(config)
+    keys = data.samples.keys().loc[data.training, ["task", "episode"]].drop_duplicates()
+    return {f"{task}/{episode}": by for task, episode in keys.iloc[::every].itertuples(index=False, name=None)}
 
 
 def retrained(config: Config, decided: Exclusions, out: Path, seeds: int = 3) -> Versus:

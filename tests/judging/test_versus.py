@@ -13,7 +13,7 @@ STEPS, WIDTH = 6, 32
 
 
 def finished(folder, wrong=(), episodes=8, held=4, seed=0):
-    """A run whose student is its teacher, but at the steps in `wrong`, given as episode/step, where it is its opposite."""
+    """A run whose student is its teacher, but at the steps in `wrong`, episode/step, where it is the opposite."""
     names = [(f"ep_{e}", f"step_{s}") for e in range(episodes) for s in range(STEPS)]
     episode, step = np.array(names).T
     teacher = np.random.default_rng(1).normal(size=(len(names), WIDTH)).astype(np.float32)

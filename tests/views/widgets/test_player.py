@@ -30,11 +30,8 @@ def test_all_of_an_episode_travels_and_runs_in_step(points):
     grid = reel.layers["tokens"]["grid"]
     assert len(reel.tokens) == 12 * grid[0] * grid[1] * 3 and all(reel.layers["tokens"]["there"])
     means = np.array(reel.trust["means"])  # gates of each step
-    assert (
-        means.shape == (12, 2)
-        and np.allclose(means.sum(1), 1, atol=1e-3)
-        and reel.trust["experts"] == ["left", "right"]
-    )
+    assert means.shape == (12, 2) and np.allclose(means.sum(1), 1, atol=1e-3)
+    assert reel.trust["experts"] == ["left", "right"]
     (check,) = reel.checks
     assert check["name"] == "features" and check["shifts"][0] == -8 and len(check["fits"]) == 17 and not check["alarm"]
 
