@@ -255,7 +255,7 @@ class Report:
         if self.versus is None:
             return "No two students of this report hold out the same steps."
         a, b, found = self.versus
-        return found.words(f"A, {a},", f"B, {b},")
+        return found.words(f"A ({a})", f"B ({b})")
 
     def versus_figure(self) -> Figure | None:
         """Ranks of A against those of B, and the steps that changed most; None without two that can be compared."""

@@ -150,10 +150,8 @@ class Player(StepBrowser):
 
     def _seen(self, task: str, episode: str, step: str) -> tuple[np.ndarray | None, Cloud | None]:
         """Frame and cloud of a step, where there are such."""
-        file, found = (
-            rgb_file(self.workspace, task, episode, step),
-            step_cloud(self.workspace, self.pairing, task, episode, step),
-        )
+        file = rgb_file(self.workspace, task, episode, step)
+        found = step_cloud(self.workspace, self.pairing, task, episode, step)
         return (read_image(file) if file else None), (found[0] if found else None)
 
     def _load_tokens(self, task: str, episode: str) -> None:

@@ -50,7 +50,7 @@ class RunTable:
     def __init__(self, out: Path = RUNS):
         self.out, self.session = Path(out), Session()
         self.versus: Versus | None = None  # of the two that are ticked, where both are finished
-        self._shown: tuple[str, ...] = ()  # the ticked runs that `pair` shows
+        self._shown: tuple[str, ...] | None = None  # the ticked runs that `pair` shows
         self._asking = ""  # the run that somebody wants to delete
         self._following: asyncio.Task[None] | None = None
         self.repaint = Repaint(self._draw)
@@ -67,6 +67,7 @@ class RunTable:
     def refresh(self) -> None:
         """Look at the folder again."""
         self.table.fill(all_runs(self.out))
+        self._draw()
 
     def compare(self, a: str, b: str) -> None:
         """Tick two runs, by their names in the table. Raises InputError for one that is not there."""
@@ -165,7 +166,9 @@ class RunTable:
 
     def _draw_pair(self, a: Run, b: Run) -> None:
         self.a, self.b = a, b
-        named = " ".join(f"<b>{letter}</b> {html.escape(run)}" for letter, run in zip("AB", self._shown, strict=True))
+        named = " ".join(
+            f"<b>{letter}</b> {html.escape(run)}" for letter, run in zip("AB", self.table.ticked, strict=True)
+        )
         told = differences(a, b)
         settings = told.to_html(border=0) if len(told) else "<p>No setting differs.</p>"
         parts = [_titled("Settings that differ", settings)]
@@ -200,7 +203,7 @@ class RunTable:
         experts = sorted({*self.a.config.vis_roots, *self.b.config.vis_roots})
         self.gated = "moe" in (self.a.config.fusion, self.b.config.fusion)
         self.expert = widgets.Dropdown(options=[LEADING, *experts], description="gate of")
-        self.expert.observe(Repaint(lambda: self._open(self.steps.opened)), "value")
+        self.expert.observe(self._try(lambda: self._open(self.steps.opened)), "value")
         self.picture = widgets.Image(format="png", width=SIDE)
         self.gates = [widgets.Image(format="png", width=SIDE) for _ in "AB"]
         self.captions = [widgets.HTML() for _ in range(3)]

@@ -20,7 +20,8 @@ def frame(reel, i):
 
 def test_all_of_an_episode_travels_and_runs_in_step(points):
     workspace, pairing, run = points
-    player = Player(workspace, pairing, run, [feature_check(pairing, progress=False)], start=("pull", "ep_1"))
+    checks = [feature_check(pairing, progress=False)]
+    player = Player(workspace, pairing, run, checks, start=("pull", "ep_1"))
     reel = player.reel
     assert player.chosen[:2] == ("pull", "ep_1") and reel.steps == [f"step_{i:04d}" for i in range(12)]
     assert reel.shape == [160, 200] and [round(float(frame(reel, i).mean()), -1) for i in (0, 5)] == [0, 100]
@@ -33,7 +34,12 @@ def test_all_of_an_episode_travels_and_runs_in_step(points):
     assert means.shape == (12, 2) and np.allclose(means.sum(1), 1, atol=1e-3)
     assert reel.trust["experts"] == ["left", "right"]
     (check,) = reel.checks
-    assert check["name"] == "features" and check["shifts"][0] == -8 and len(check["fits"]) == 17 and not check["alarm"]
+    assert (
+        check["name"] == "features"
+        and check["shifts"][0] == -8
+        and len(check["fits"]) == 17
+        and check["said"] == checks[0].verdict("pull", "ep_1")[0]
+    )
 
     before = reel.tokens
     player.tokens.value = "right"
