@@ -1,7 +1,7 @@
 // Plays an episode. Everything that is shown came from Python at once; which step, and how far the teacher is shifted,
 // is Python's too, and a change of either is drawn here without waiting for it.
 
-const CELLS = { rgb: "RGB", over: "the teacher's points over the frame", space: "its points in space", tokens: "tokens", gates: "gates", fit: "shift checks" };
+const CELLS = { rgb: "RGB", over: "the teacher's points over the frame", space: "its points in space", tokens: "tokens", gates: "gates", fit: "fit by the shift of the teacher, steps" };
 const SIDE = 260; // CSS pixels of a picture's width
 
 const make = (kind, parts = {}) => Object.assign(document.createElement(kind), parts);
@@ -41,14 +41,14 @@ function render({ model, el }) {
     b.onclick = act;
     return b;
   };
-  const play = button("▶", "play (space)", () => set({ playing: !model.get("playing") }));
+  const play = button("▶ play", "play (space)", () => set({ playing: !model.get("playing") }));
   const when = make("input", { type: "range", min: 0, className: "rgb2pc-player-at" });
   when.ariaLabel = "step";
   when.oninput = () => set({ at: +when.value, playing: false });
   const name = make("code", { className: "rgb2pc-step" }), speed = make("select", { title: "steps a second" });
   for (const s of [1, 2, 5, 10, 20]) speed.append(make("option", { value: s, textContent: `${s} steps/s` }));
   speed.onchange = () => set({ speed: +speed.value });
-  bar.append(button("⏮", "step back (left arrow)", () => by(-1)), play, button("⏭", "step on (right arrow)", () => by(1)), when, name, speed);
+  bar.append(button("‹", "step back (left arrow)", () => by(-1)), play, button("›", "step on (right arrow)", () => by(1)), when, name, speed);
   const shift = make("input", { type: "range", className: "rgb2pc-player-shift" }), shifted = make("span", { className: "rgb2pc-player-shifted" });
   shift.ariaLabel = "shift of the teacher, steps";
   shift.oninput = () => set({ shift: +shift.value });
@@ -231,7 +231,7 @@ function render({ model, el }) {
     shift.value = by;
     speed.value = model.get("speed");
     opacity.value = model.get("opacity");
-    play.textContent = model.get("playing") ? "⏸" : "▶";
+    play.textContent = model.get("playing") ? "‖ pause" : "▶ play";
     play.title = play.ariaLabel = model.get("playing") ? "pause (space)" : "play (space)";
     root.dataset.shown = `${at()} ${by}`; // what is painted, for whoever asks the page
   };

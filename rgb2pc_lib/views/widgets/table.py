@@ -83,7 +83,7 @@ class Table(anywidget.AnyWidget):
         there = set(self._frame[self._key].astype(str))
         if unknown := [k for k in keys if k not in there]:
             raise InputError(f"{unknown[0]}: no such row; there are {', '.join(sorted(there)[:5])} ...")
-        kept = [k for k in self.ticked if k not in keys] + ([*keys] if on else [])
+        kept = [k for k in self.ticked if k not in keys] + [*dict.fromkeys(keys)] * on
         self.ticked = kept[-self._most :] if self._most else kept
 
     # -- what happens then
