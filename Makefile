@@ -24,7 +24,7 @@ $(VENV)/core: pyproject.toml constraints.txt requirements-nodeps.txt | $(BIN)/py
 	@touch $@
 
 $(VENV)/tests: $(VENV)/core
-	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,backbones,import,deploy,hub,sim,loop,docs,test]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,backbones,import,deploy,hub,sim,loop,rerun,docs,test]'
 	@touch $@
 
 $(VENV)/sim: $(VENV)/core

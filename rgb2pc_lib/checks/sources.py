@@ -19,7 +19,7 @@ from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import IMAGES, entries, episodes, step_name, timeline
 from rgb2pc_lib.data.numbers import as_bytes, as_positions
 from rgb2pc_lib.data.pairing import OK, Pairing, Samples
-from rgb2pc_lib.data.teacher import list_teacher, read_points
+from rgb2pc_lib.data.teacher import TeacherFile, list_teacher, read_points
 from rgb2pc_lib.data.workspace import CACHE, Workspace
 from rgb2pc_lib.errors import InputError
 
@@ -121,30 +121,48 @@ def pixels_under(cloud: Cloud, image: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def shifted_copy(workspace: Workspace, task: str, episode: str, by: int, folder: Path = DEMONSTRATIONS) -> Workspace:
-    """A workspace under `folder` in which one episode's teacher is filed `by` steps late, under perfectly good names.
+    """`shifted_copies` of one episode."""
+    return shifted_copies(workspace, {f"{task}/{episode}": by}, folder)
 
-    For demonstrations. Other episodes are links to the originals (copies where links are not allowed); the user's files
-    are only read. The first or the last steps repeat, so no step is missing. Raises InputError for an unknown episode.
+
+def shifted_copies(workspace: Workspace, faults: dict[str, int], folder: Path = DEMONSTRATIONS) -> Workspace:
+    """A workspace under `folder` in which the teacher of some episodes is filed late, under perfectly good names.
+
+    `faults`: "task/episode" -> by how many steps. For demonstrations. Other episodes are links to the originals (copies
+    where links are not allowed); the user's files are only read. The first or the last steps repeat, so no step is
+    missing. Raises InputError for an unknown episode.
     """
     teacher = workspace.root("teacher")
-    steps = list_teacher(teacher, workspace.teacher_tag).get((task, episode))
-    if not steps:
-        raise InputError(f"{teacher}: no episode {task}/{episode} to shift")
-    key = f"{teacher.resolve()}|{workspace.teacher_tag}|{task}|{episode}|{by}"
+    files = list_teacher(teacher, workspace.teacher_tag)
+    if unknown := [name for name in faults if not files.get(_parted(name))]:
+        raise InputError(f"{teacher}: no episode {unknown[0]} to shift")
+    told = "|".join(f"{name}|{by}" for name, by in sorted(faults.items()))
+    key = f"{teacher.resolve()}|{workspace.teacher_tag}|{told}"
     root = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:12] / "teacher"
     for of, path in episodes(teacher):
         new = root / of / path.name
         new.parent.mkdir(parents=True, exist_ok=True)
-        if (of, path.name.removesuffix(".zarr")) != (task, episode) and not new.exists():
+        if f"{of}/{path.name.removesuffix('.zarr')}" not in faults and not new.exists():
             _link(path, new)
+    for name, by in faults.items():
+        _shift_files(files[_parted(name)], root / name, by, workspace.teacher_tag)
+    count = "one episode" if len(faults) == 1 else f"{len(faults)} episodes"
+    return replace(workspace, teacher=root, name=f"{workspace.name}, {count} shifted")
+
+
+def _parted(name: str) -> tuple[str, str]:
+    task, _, episode = name.partition("/")
+    return task, episode
+
+
+def _shift_files(steps: dict[str, TeacherFile], folder: Path, by: int, tag: str | None) -> None:
     names = list(timeline(steps))
     for i, name in enumerate(names):
         source = steps[names[min(max(i - by, 0), len(names) - 1)]]
-        new = root / task / episode / f"{name}.ply.ulip_{workspace.teacher_tag or _tag(steps[name].path)}.pt"
+        new = folder / f"{name}.ply.ulip_{tag or _tag(steps[name].path)}.pt"
         if not new.exists() or new.stat().st_mtime < source.path.stat().st_mtime:
             points = {k: torch.from_numpy(v) for k, v in vars(read_points(source)).items() if v is not None}
             write_atomic(new, partial(torch.save, points))
-    return replace(workspace, teacher=root, name=f"{workspace.name}, one episode shifted")
 
 
 def _tag(path: Path) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from matplotlib.figure import Figure
+from plotly.subplots import make_subplots
 
 from rgb2pc_lib.judging.verdicts import verdict
 from rgb2pc_lib.learning.runs import Config, Run
@@ -15,6 +17,7 @@ from rgb2pc_lib.views.plots import colour
 SIDES = ("validation", "held-out")  # what a curve is of; older runs and those without validation have the latter
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # plotly's names
 _MPL_DASHES = ("-", "--", ":", "-.", (0, (9, 3)), (0, (9, 3, 2, 3)))
+_SIDE_BY_SIDE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's
 _SHORT = {
     "student_tokens": "tokens", "batch_size": "batch", "fuse_dim": "width", "loss_mse": "MSE", "expert_drop": "drop",
     "vis_roots": "experts", "tau": "τ",
@@ -108,6 +111,24 @@ def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure
     for axes in (loss, found, *gates):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def curves_plotly(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
+    """Loss and retrieval of several runs in one pair of axes, each with a colour and a dash of its own."""
+    figure = make_subplots(
+        1, 2, subplot_titles=("Training loss", "Own cloud ranked first (R@1)"), horizontal_spacing=0.09
+    )
+    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+        drawn = curves(run.metrics())
+        line = {"color": _SIDE_BY_SIDE[i % len(_SIDE_BY_SIDE)], "dash": DASHES[i % len(DASHES)], "width": 2}
+        for column, curve in ((1, "loss"), (2, "R@1")):
+            x, y = drawn.get(curve, ([], []))
+            figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=column == 1, line=line, row=1,
+                               col=column, mode="lines" if column == 1 else "lines+markers")  # fmt: skip
+    figure.update_xaxes(title_text="training step", rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    return figure.update_layout(template="plotly_white", height=300, autosize=True,
+                                margin={"l": 50, "r": 15, "t": 40, "b": 45})  # fmt: skip
 
 
 def verdict_figure(long: pd.DataFrame, measure: str, against: str, experts: Sequence[str], n: int) -> Figure:

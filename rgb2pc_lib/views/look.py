@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -216,6 +217,20 @@ def _aligned(table: pd.DataFrame) -> str:
     rows = [["source", *table.columns], *([i, *r] for i, r in zip(table.index, table.to_numpy(), strict=True))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
+
+
+def draw_cloud(axes: Axes, cloud: Cloud | None) -> None:
+    """Points as the camera sees them, or from the front where they are not in its frame, in their own colours."""
+    if cloud is None or not len(cloud):
+        axes.text(0.5, 0.5, "no points", ha="center", va="center", transform=axes.transAxes, color="0.4")
+        return
+    x, y, z = cloud.xyz.T
+    colours = (cloud.rgb if cloud.rgb is not None else depth_colours(cloud.xyz)) / 255
+    seen = in_camera_frame(cloud)
+    order = np.argsort(-z if seen else y)  # far ones first
+    right, up = (x / z, -y / z) if seen else (x, z)
+    axes.scatter(right[order], up[order], c=colours[order], s=3, lw=0)
+    axes.set_aspect("equal")
 
 
 def _cloud_axes(axes, cloud: Cloud | None) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,8 +16,14 @@ from matplotlib.patches import Patch
 
 from rgb2pc_lib.checks.shift import ShiftCheck
 from rgb2pc_lib.checks.teacher import NegativeAudit
+from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.pairing import NO_EPISODE, NO_STEP, OK, Pairing
+from rgb2pc_lib.data.workspace import portable
+from rgb2pc_lib.judging.versus import Versus
+from rgb2pc_lib.learning.prepare import Data
+from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.look import ALARM, CALM, look, plain
+from rgb2pc_lib.views.notebook import train_missing
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and by brightness in print
 STATUS = {OK: "#a6d0ea", NO_STEP: "#e69f00", NO_EPISODE: "#5b4a8a", "unreadable": "#000000"}
@@ -142,6 +152,37 @@ def before_after_figure(cases: dict[str, tuple], task: str, episode: str, step: 
             axes.set_xticks(check.shifts)
             axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def planted(config: Config, every: int, by: int) -> dict[str, int]:
+    """Faults for a demonstration: "task/episode" of every so many training episodes -> a shift of `by` steps.
+
+    What is held out, or for validation, stays as it is.
+    """
+    data = Data.open(config)
+    keys = data.samples.keys().loc[data.training, ["task", "episode"]].drop_duplicates()
+    return {f"{task}/{episode}": by for task, episode in keys.iloc[::every].itertuples(index=False, name=None)}
+
+
+def retrained(config: Config, decided: Exclusions, out: Path, seeds: int = 3) -> Versus:
+    """What decisions are worth: A is trained on the data as filed, B with the decisions, and all else is the same.
+
+    So many seeds of each are trained below `out`, where finished runs are kept. Both are judged on the steps that both
+    hold out, of episodes about which nothing was decided: there the pairs are right in either case.
+
+    >>> retrained(config, browser.decided, out / "mended").table  # A, B, difference, low, high  # doctest: +SKIP
+    """
+    sides = [config.workspace.excluding(()), config.workspace.excluding(decided.lines)]
+    rows = [_retraining(config.with_workspace(side), seed, out) for side in sides for seed in range(seeds)]
+    train_missing(rows)
+    runs = [Run.open(c.folder) for _, c in rows]
+    return Versus.of(runs[:seeds], runs[seeds:], decided)
+
+
+def _retraining(config: Config, seed: int, out: Path) -> tuple[str, Config]:
+    config = dataclasses.replace(config, seed=seed, save_dir="")
+    name = f"{'decided' if config.exclude else 'as-filed'}-{hashlib.sha256(config.to_json().encode()).hexdigest()[:8]}"
+    return name, dataclasses.replace(config, save_dir=portable(out / name))
 
 
 # -- the teacher

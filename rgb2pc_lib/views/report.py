@@ -15,17 +15,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rgb2pc_lib.checks.sources import pack_sizes
+from rgb2pc_lib.checks.sources import pack_sizes, rgb_file, step_cloud
 from rgb2pc_lib.data.pairing import OK, Pairing, pair
+from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import Judgement, judge, judge_students, line_up
 from rgb2pc_lib.judging.verdicts import SHUFFLED, advice, answer, compared, gap_closed, mean_table, verdict
+from rgb2pc_lib.judging.versus import Versus
 from rgb2pc_lib.learning.runs import Config, Run, left_out_words, look_ahead_words
 from rgb2pc_lib.views.curves import curves_figure, verdict_figure
-from rgb2pc_lib.views.look import plain
+from rgb2pc_lib.views.look import draw_cloud, plain
 from rgb2pc_lib.views.plots import colour, commit, judgement_figure
+from rgb2pc_lib.views.runs import differences, versus_figure
 from rgb2pc_lib.views.spaces import Spaces
 
 PACKAGES = ("rgb2pc", "torch", "numpy", "pandas", "scipy", "scikit-learn", "umap-learn", "matplotlib", "plotly")
@@ -222,6 +226,75 @@ class Report:
         if others:
             said.append(f"Not comparable with {self.main.name}, as judged on other steps: {', '.join(others)}.")
         return said
+
+    # -- step by step
+
+    @functools.cached_property
+    def versus(self) -> tuple[str, str, Versus] | None:
+        """Names of A and B, and both step by step: the two runs, where there are two; else the plainest and the first.
+
+        Of several seeds those that both have. None where there is one student, or nothing that both hold out.
+        """
+        if len(self.runs) == 2:
+            sides = [([run], run.name) for run in self.runs]
+        else:
+            other = next((n for n in (self.against, *self.names) if n != self.names[0]), self.names[0])
+            seeds = set.intersection(*({c.seed for n, c in self.rows if n == name} for name in (other, self.names[0])))
+            runs = list(zip(self.runs, self.rows, strict=True))
+            sides = [
+                ([r for r, (n, c) in runs if n == name and c.seed in seeds], name) for name in (other, self.names[0])
+            ]
+        (a, name), (b, other) = sides
+        try:
+            return None if name == other or not a else (name, other, Versus.of(a, b))
+        except InputError:  # other tasks, another split, or a space of its own
+            return None
+
+    def versus_words(self) -> str:
+        """The comparison in a sentence."""
+        if self.versus is None:
+            return "No two students of this report hold out the same steps."
+        a, b, found = self.versus
+        return found.words(f"A ({a})", f"B ({b})")
+
+    def versus_figure(self) -> Figure | None:
+        """Ranks of A against those of B, and the steps that changed most; None without two that can be compared."""
+        if self.versus is None:
+            return None
+        return versus_figure(self.versus[2], *(runs[0] for runs in self.versus[2].runs))
+
+    def versus_settings(self) -> pd.DataFrame:
+        """Settings in which A and B differ; empty without two to be compared."""
+        return differences(*(runs[0] for runs in self.versus[2].runs)) if self.versus else pd.DataFrame()
+
+    def retrievals(self, count: int = 4) -> Figure:
+        """The held-out steps of the first run whose own cloud is found best, and worst: each of another episode."""
+        table = self.spaces.table[self.spaces.held_out].sort_values(["rank", "error"])
+        best, worst = (t.drop_duplicates(["task", "episode"]).index[:count] for t in (table, table[::-1]))
+        figure = Figure(figsize=(14, 5.9), layout="constrained")
+        for part, rows, said in zip(figure.subfigures(1, 2), (best, worst), ("Found best", "Found worst"), strict=True):
+            part.suptitle(f"{said}, of {len(table)} held-out steps")
+            for column, row in zip(part.subplots(3, count, squeeze=False).T, rows, strict=False):
+                self._retrieval(column, row)
+        return figure
+
+    def _retrieval(self, column: Sequence[Axes], row: int) -> None:
+        """One step: its frame, its own cloud, and the cloud that the student finds first."""
+        spaces, workspace = self.spaces, self.main.config.workspace
+        (found,), (cosine,) = spaces.nearest(row, "student", 1)
+        keys = [tuple(spaces.keys.loc[i, ["task", "episode", "step"]]) for i in (row, found)]
+        file = rgb_file(workspace, *keys[0])
+        own, first = (step_cloud(workspace, self.pairing, *key) for key in keys)
+        for axes in column:
+            axes.axis("off")
+        if file:
+            column[0].imshow(read_image(file))
+        draw_cloud(column[1], own and own[0])
+        draw_cloud(column[2], first and first[0])
+        column[0].set_title(plain("\n".join(keys[0])), fontsize=8)
+        column[1].set_title(f"its own cloud: rank {spaces.rank[row]}", fontsize=8)
+        who = "its own" if found == row else plain(f"{keys[1][0]}\n{keys[1][1]} {keys[1][2]}")
+        column[2].set_title(f"found first (cosine {cosine:.2f}): {who}", fontsize=8)
 
     # -- maps and reproducibility
 

@@ -18,6 +18,7 @@ from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.errors import InputError
 
 NOTEBOOK = PROJECT / "notebooks" / "report.ipynb"
+AUTHORS = "authors"  # tag of a cell that the page leaves out
 
 
 def execute(notebook: Path = NOTEBOOK, **parameters) -> nbformat.NotebookNode:
@@ -59,19 +60,31 @@ def _scripted(output: nbformat.NotebookNode) -> bool:
 
 def write_html(nb: nbformat.NotebookNode, out: Path, title: str = "rgb2pc report") -> Path:
     """An executed notebook as one file, without its code. The page may fetch nothing: its policy forbids it."""
-    body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True).from_notebook_node(nb)
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+    body, _ = exporter.from_notebook_node(_for_readers(nb))
     body = _FETCHED.sub("", body)  # plotly asks for MathJax, which nothing here needs
-    links = "".join(f'<a href="#{there}">{text}</a>' for there, text in _HEADING.findall(body))
-    body = body.replace("</h1>", f"</h1><nav>{links}</nav>", 1)
+    links = "".join(f'<li><a href="#{there}">{text}</a></li>' for there, text in _HEADING.findall(body))
+    contents = f'<nav aria-label="Contents"><b>Contents</b><ol>{links}</ol></nav>' if links else ""
+    body = body.replace("</h1>", f"</h1>{contents}", 1)
     page = _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
     write_atomic(Path(out), lambda p: p.write_text(page, encoding="utf-8"))
     return Path(out)
 
 
+def _for_readers(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without what only its authors need: cells tagged "authors", and the table of goal and runtime at the top."""
+    nb = copy.deepcopy(nb)
+    nb.cells = [c for c in nb.cells if AUTHORS not in c.metadata.get("tags", [])]
+    if nb.cells and nb.cells[0].cell_type == "markdown":
+        lines = nb.cells[0].source.splitlines()
+        nb.cells[0].source = "\n".join(line for line in lines if not line.startswith("|"))
+    return nb
+
+
 _FETCHED = re.compile(r"<script[^<>]*\bsrc=.https?://[^<>]*>\s*</script>")
 _HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"')
 _STYLE = """
-nav a { margin-right: 1rem; white-space: nowrap }
+nav { background: #f6f6f6; padding: .6rem 1rem; border-radius: 4px } nav ol { columns: 18rem 3; margin: .3rem 0 }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem }
 h1, h2 { line-height: 1.2; margin-top: 2.2rem } h2 { border-bottom: 1px solid #ddd; padding-bottom: .2rem }
 img, svg { max-width: 100% } .anchor-link, .prompt, .output_stderr, .jp-OutputPrompt { display: none }

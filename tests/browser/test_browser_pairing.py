@@ -41,6 +41,13 @@ def test_pairing_browser(nb):
     nb.page.locator(".rgb2pc-pairing .jupyter-button", has_text="exclude this").click()
     nb.until(lambda: "excluded" in nb.text(".rgb2pc-decision"))
     assert nb.kernel("print(*browser.decided.out)").strip() == here.rpartition("/")[0]
+    boxes = nb.page.locator(".rgb2pc-pairing .rgb2pc-table tbody input")  # several episodes are decided at once
+    for i in (1, 2):
+        boxes.nth(i).check()
+    nb.page.locator(".rgb2pc-pairing .jupyter-button", has_text="exclude the ticked ones").click()
+    nb.until(
+        lambda: "True" in nb.kernel("print(len(browser.ticked) == 2 and {*browser.ticked} <= {*browser.decided.out})")
+    )
     nb.page.wait_for_timeout(1000)  # the cloud is painted
     nb.shot("pairing_browser", ".rgb2pc-pairing")
 

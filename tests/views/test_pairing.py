@@ -6,16 +6,21 @@ import tiny
 from matplotlib.colors import to_rgb
 
 from rgb2pc_lib.checks.shift import feature_check
-from rgb2pc_lib.checks.sources import usable
+from rgb2pc_lib.checks.sources import shifted_copies, usable
 from rgb2pc_lib.checks.teacher import negative_audit, spread
+from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.pairing import NO_EPISODE, NO_STEP, OK, pair
 from rgb2pc_lib.data.sampling import Gatherer
+from rgb2pc_lib.learning.prepare import Data
+from rgb2pc_lib.learning.runs import Config
 from rgb2pc_lib.views.look import ALARM
 from rgb2pc_lib.views.pairing import (
     STATUS,
     before_after_figure,
     negatives_figure,
+    planted,
     presence_figure,
+    retrained,
     shift_figure,
     spread_figure,
 )
@@ -113,3 +118,24 @@ def test_spread_and_negatives(checked):
 def test_colours_of_status_differ_in_brightness_too():
     bright = sorted(np.dot(to_rgb(c), [0.299, 0.587, 0.114]) for c in STATUS.values())
     assert min(np.diff(bright)) > 0.08
+
+
+def test_what_decisions_are_worth_is_measured_where_nothing_was_decided(tmp_path, capsys):
+    ws = tiny.make(tmp_path / "data", "left", tasks=("push",), episodes=8, steps=8)
+    config = Config(steps=3, batch_size=8, student_tokens=4, fuse_dim=8, eval_every=0, amp="off").with_workspace(ws)
+    faults = planted(config, 2, 3)
+    held_out = Data.open(config).samples.keys().loc[Data.open(config).held_out, "episode"].unique()
+    assert len(faults) == 3 and not {f"push/{e}" for e in held_out} & set(
+        faults
+    )  # every second of the five for training
+    late = shifted_copies(ws, faults, tmp_path / "demo")
+    decided = Exclusions.of([f"{name} shift +3" for name in faults] + [f"push/{held_out[0]}"])
+    found = retrained(config.with_workspace(late), decided, tmp_path / "runs", 2)
+    assert not set("push/" + found.keys["episode"]) & set(faults)
+    assert f"push/{held_out[0]}" not in set("push/" + found.keys["episode"]) and found.rank.shape[:2] == (2, 2)
+    (a, _), (b, again) = found.runs
+    assert a.config.exclude == () and set(b.config.exclude) == set(decided.lines) and again.config.seed == 1
+    assert set(a.config.changes(b.config)) == {"exclude"}  # all else is the same
+    assert b.summary["excluded"] == {f"push/{held_out[0]}": ""}
+    retrained(config.with_workspace(late), decided, tmp_path / "runs", 2)
+    assert "4 of 4 runs are there already" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from rgb2pc_lib.judging.evaluate import line_up, train_line_up
 from rgb2pc_lib.judging.verdicts import SHUFFLED
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.report import Report, canonical, line_up_runs, table
-from rgb2pc_lib.views.report_html import NOTEBOOK, execute, static_copy, write_html
+from rgb2pc_lib.views.report_html import AUTHORS, NOTEBOOK, execute, static_copy, write_html
 
 EVIL = "<script>alert(1)</script>"
 TASK = "<img src=x onerror=alert(1)>"
@@ -95,6 +95,31 @@ def test_only_common_seeds_are_compared(out):
     assert apart.verdict() is None and len(apart.words()) == 1 and apart.measures().shape[1] == 2
 
 
+def test_two_runs_stand_side_by_side_and_students_seed_by_seed(config, out, report, tmp_path):
+    a, b, found = report.versus
+    assert (a, b) == ("weighted", "moe") and found.rank.shape[:2] == (2, 2)
+    assert [[run.name for run in runs] for runs in found.runs] == [["weighted-seed0", "weighted-seed1"],
+                                                                   ["moe-seed0", "moe-seed1"]]  # fmt: skip
+    two = Report([Run.open(out / name) for name in ("moe-seed0", "weighted-seed0")])
+    assert two.versus[:2] == ("moe-seed0", "weighted-seed0")
+    assert two.versus_settings().loc["fusion"].tolist() == ["moe", "weighted"]
+    assert two.versus_words().startswith("B (weighted-seed0) against A (moe-seed0): R@1")
+    assert isinstance(two.versus_figure(), Figure)
+    one = Report([Run.open(out / "moe-seed0")])
+    assert one.versus is None and one.versus_figure() is None and one.versus_settings().empty
+    assert one.versus_words() == "No two students of this report hold out the same steps."
+
+
+def test_the_best_and_the_worst_retrievals_are_of_different_episodes(report):
+    figure = report.retrievals(2)
+    titles = [a.get_title() for a in figure.axes]
+    assert sum(t.startswith("its own cloud: rank") for t in titles) == 4  # two of the best, two of the worst
+    ranks = [int(t.split()[-1]) for t in titles if t.startswith("its own cloud")]
+    table = report.spaces.table[report.spaces.held_out]
+    assert min(ranks[:2]) == table["rank"].min() and max(ranks[2:]) == table["rank"].max()
+    assert sum(t.startswith("found first") for t in titles) == 4
+
+
 def test_runs_judged_on_other_steps_are_named(config, out, tmp_path):
     other = dataclasses.replace(config, split_seed=5, save_dir=str(tmp_path / "other-split"))
     for _ in train_line_up([("other", other)]):
@@ -145,6 +170,23 @@ def test_a_page_is_one_file_that_fetches_nothing_and_runs_no_name(tmp_path):
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=.https?:", page)
     assert "default-src 'none'" in page and out.stat().st_size < 8e6
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+def test_the_page_has_contents_and_leaves_out_what_its_authors_need(tmp_path):
+    path = notebook(tmp_path / "n.ipynb", "print('for authors')", "print('for readers')",
+                    "from matplotlib.figure import Figure; from rgb2pc_lib.views.notebook import show\n"
+                    "figure = Figure(); figure.suptitle('seen'); show(figure)")  # fmt: skip
+    nb = nbformat.read(path, 4)
+    nb.cells.insert(0, nbformat.v4.new_markdown_cell("# Title\n\nWhat it is.\n\n| **Goal** | none |\n"))
+    nb.cells += [nbformat.v4.new_markdown_cell(f"## Part {i}") for i in (1, 2)]
+    nb.cells[2].metadata.tags = [AUTHORS]
+    nbformat.write(nb, path)
+    executed = execute(path)
+    page = write_html(executed, tmp_path / "page.html").read_text()
+    assert "for readers" in page and "for authors" not in page and "Goal" not in page and "What it is." in page
+    assert re.findall(r'<li><a href="#([^"]+)">([^<]+)', page) == [("Part-1", "Part 1"), ("Part-2", "Part 2")]
+    assert re.findall(r'<img alt="([^"]*)"', page) == ["seen"] and "No description" not in page
+    assert "**Goal**" in executed.cells[0].source  # the notebook itself stays as it was
 
 
 def test_the_static_copy_keeps_texts_tables_and_pictures_alone(tmp_path):

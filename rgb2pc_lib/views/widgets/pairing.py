@@ -23,6 +23,7 @@ from rgb2pc_lib.views.pairing import negatives_figure, negatives_title
 from rgb2pc_lib.views.widgets.paint import Repaint, png
 from rgb2pc_lib.views.widgets.plot import Plot
 from rgb2pc_lib.views.widgets.steps import StepBrowser
+from rgb2pc_lib.views.widgets.table import Table
 
 
 class PairingBrowser(StepBrowser):
@@ -30,10 +31,13 @@ class PairingBrowser(StepBrowser):
 
     `checks` (from `shift_checks`) put their verdict on the episode, and the browser starts at the most suspicious one.
     What is decided there (`exclude`, `shift`, `keep`, or the buttons) is in `decided`, on top of the workspace's own
-    exclusion list; with `decisions`, a file, every decision is written there at once.
+    exclusion list; with `decisions`, a file, every decision is written there at once. The table of verdicts has boxes
+    to tick, so that several episodes are decided at once.
 
     >>> browser = PairingBrowser(workspace, pairing, checks, Path("bad.toml"))  # in a notebook  # doctest: +SKIP
     >>> browser.verdicts  # doctest: +SKIP
+    >>> browser.tick_flagged()  # doctest: +SKIP
+    >>> browser.shift_found(*browser.ticked)  # each by what the checks found  # doctest: +SKIP
     >>> workspace.excluding(browser.decided.lines)  # what training uses then  # doctest: +SKIP
     >>> PairingBrowser(workspace, pairing).static("hammer", "episode_0001", "step_0003")  # doctest: +SKIP
     """
@@ -74,6 +78,7 @@ class PairingBrowser(StepBrowser):
         self.view = widgets.VBox([
             widgets.HTML(f"<b>{html.escape(self.workspace.name)}</b>: {len(self.steps)} episodes, {len(table)} steps"),
             self.row, widgets.HBox([*self.buttons.values()], layout=wrap), self.decision,
+            *([self.table, widgets.HBox([*self.many.values()], layout=wrap)] if self.checks else []),
             widgets.HBox([cell("RGB"), cell("points over the image"), space], layout=wrap),
             widgets.HBox([cell(e) for e in pairing.packs], layout=wrap),
             self.match,
@@ -99,24 +104,60 @@ class PairingBrowser(StepBrowser):
         here = self.chosen[:2]
         self.go(*flagged[(flagged.index(here) + 1) % len(flagged) if here in flagged else 0])
 
-    def exclude(self, why: str = "") -> None:
-        """Leave out the episode shown."""
-        name, kept = self._undecided()
-        said = why or "; ".join(text for text, alarm in self._verdicts(*self.chosen[:2]).values() if alarm)
-        self._decide(dataclasses.replace(kept, out=kept.out | {name: said}))
+    def exclude(self, *episodes: str, why: str = "") -> None:
+        """Leave out episodes, each named "task/episode"; none named: the one shown. The reason is what the checks say.
 
-    def shift(self, by: int) -> None:
-        """Pair every step of the episode shown with the cloud of so many steps later."""
-        name, kept = self._undecided()
-        self._decide(dataclasses.replace(kept, shift=kept.shift | {name: by}) if by else kept)
+        Raises InputError for an episode that is not there, as the other decisions do.
+        """
+        names = self._named(episodes)
+        out = {name: why or self._reason(name) for name in names}
+        kept = self.decided.without(*names)
+        self._decide(dataclasses.replace(kept, out=kept.out | out))
 
-    def keep(self) -> None:
-        """Take back what was decided of the episode shown."""
-        self._decide(self._undecided()[1])
+    def shift(self, by: int, *episodes: str) -> None:
+        """Pair every step of episodes (none named: the one shown) with the cloud of so many steps later."""
+        self._shift(dict.fromkeys(self._named(episodes), by))
 
-    def _undecided(self) -> tuple[str, Exclusions]:
-        name = "/".join(self.chosen[:2])
-        return name, self.decided.without(name)
+    def shift_found(self, *episodes: str) -> None:
+        """Shift episodes (none named: the one shown), each by what the checks found; those not flagged by nothing."""
+        names = self._named(episodes)
+        found = dict(zip(self._verdict_names(), self.suspects["shift"].tolist(), strict=True))
+        self._shift({name: found.get(name, 0) for name in names})
+
+    def keep(self, *episodes: str) -> None:
+        """Take back what was decided of episodes; none named: of the one shown."""
+        self._decide(self.decided.without(*self._named(episodes)))
+
+    @property
+    def ticked(self) -> list[str]:
+        """Names of the episodes that are ticked in the table of verdicts, "task/episode"."""
+        return list(self.table.ticked)
+
+    def tick_flagged(self) -> None:
+        """Tick the episodes that a check flags, and no others."""
+        flagged = [n for n, f in zip(self._verdict_names(), self.suspects["flagged"], strict=True) if f]
+        self.table.ticked = []
+        self.table.tick(*flagged)
+
+    def _named(self, episodes: tuple[str, ...]) -> list[str]:
+        names = list(episodes) or ["/".join(self.chosen[:2])]
+        known = {"/".join(key) for key in self.steps}
+        if unknown := [n for n in names if n not in known]:
+            raise InputError(
+                f"{unknown[0]}: no such episode in the workspace '{self.workspace.name}'; nothing is decided"
+            )
+        return names
+
+    def _verdict_names(self) -> list[str]:
+        return (self.suspects["task"] + "/" + self.suspects["episode"]).tolist()
+
+    def _reason(self, name: str) -> str:
+        task, _, episode = name.partition("/")
+        return "; ".join(text for text, alarm in self._verdicts(task, episode).values() if alarm)
+
+    def _shift(self, by: dict[str, int]) -> None:
+        kept = self.decided.without(*by)
+        self._decide(dataclasses.replace(kept, shift=kept.shift | {name: n for name, n in by.items() if n}))
 
     def _decide(self, decided: Exclusions) -> None:
         self.decided = decided
@@ -142,8 +183,35 @@ class PairingBrowser(StepBrowser):
         self.buttons = {"next": first, "exclude": out, "shift": shift, "by": self.by, "keep": kept}
         self.decision = widgets.HTML()
         self.decision.add_class("rgb2pc-decision")
+        self.table = Table(self._rows(), "name", lambda name: self.go(*name.split("/", 1)), hidden=["name"])
+        self.each_by = widgets.IntText(layout=widgets.Layout(width="70px"))
+        many = {
+            "flagged": ("tick the flagged ones", lambda: self.tick_flagged()),
+            "exclude": ("exclude the ticked ones", lambda: self.exclude(*self.ticked)),
+            "found": ("shift each ticked one as found", lambda: self.shift_found(*self.ticked)),
+            "shift": ("shift the ticked ones by", lambda: self.shift(self.each_by.value, *self.ticked)),
+            "keep": ("keep the ticked ones as filed", lambda: self.keep(*self.ticked)),
+        }
+        self.many = {}
+        for name, (text, act) in many.items():
+            button = self.many[name] = widgets.Button(description=text, layout=snug)
+            button.on_click(lambda _, act=act, name=name: act() if self.ticked or name == "flagged" else None)
+            if name == "shift":
+                self.many["by"] = self.each_by
+        self.table.observe(self._draw_ticked, "ticked")
+        self._draw_ticked()
+
+    def _rows(self) -> pd.DataFrame:
+        """The table of verdicts, as it is ticked."""
+        table = self.verdicts
+        return table.assign(name=self._verdict_names(), suspicion=table["suspicion"].round(1))
+
+    def _draw_ticked(self, _change=None) -> None:
+        for name, button in self.many.items():
+            button.disabled = name not in ("flagged", "by") and not self.table.ticked
 
     def _draw_decision(self) -> None:
+        self.table.fill(self._rows())
         name = "/".join(self.chosen[:2])
         out, by = name in self.decided.out, self.decided.shift.get(name)
         said = "excluded" if out else f"shifted by {by:+d}" if by else "kept as filed"
@@ -159,6 +227,7 @@ class PairingBrowser(StepBrowser):
         found = self.suspects.query("task == @task and episode == @episode")["shift"]
         if self._suggested != (task, episode):
             self._suggested, self.by.value = (task, episode), int(found.iloc[0]) if len(found) else 0
+        self.table.opened = f"{task}/{episode}"
         self._draw_decision()
         try:
             seen = look(self.workspace, self.pairing, self.colours, task, episode, step)

@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rgb2pc_lib.checks.shift import feature_check
-from rgb2pc_lib.checks.sources import shifted_copy, usable
+from rgb2pc_lib.checks.sources import shifted_copies, shifted_copy, usable
 from rgb2pc_lib.checks.teacher import negative_audit
 from rgb2pc_lib.data.files.exclusions import NOTHING, Exclusions
 from rgb2pc_lib.data.pairing import pair
@@ -92,6 +93,39 @@ def test_the_browser_starts_at_the_most_suspicious_episode_and_writes_what_is_de
     assert again.verdicts.loc[0, "decision"] == "exclude"
     again.keep()
     assert Exclusions.read(file) == NOTHING and (again.verdicts["decision"] == "").all()
+
+
+def test_several_episodes_are_ticked_and_decided_at_once(left, tmp_path):
+    late = shifted_copies(left, {"push/ep_1": 3, "pull/ep_2": -2}, tmp_path / "demo")
+    pairing = pair(late)
+    browser = PairingBrowser(late, pairing, [feature_check(pairing, progress=False)], tmp_path / "bad.toml")
+    assert browser.table in browser.view.children and browser.many["exclude"].disabled
+    browser.many["flagged"].click()
+    assert set(browser.ticked) == {"push/ep_1", "pull/ep_2"} and not browser.many["exclude"].disabled
+    browser.many["found"].click()
+    assert Exclusions.read(tmp_path / "bad.toml").shift == {"push/ep_1": 3, "pull/ep_2": -2}
+    assert {r[1][-1] for r in json.loads(browser.table.rows)} == {"shift +3", "shift -2", ""}
+    mended = pair(late.excluding(browser.decided.lines))
+    assert not feature_check(mended, progress=False).table["flagged"].any()
+    browser.each_by.value = 1
+    browser.many["shift"].click()
+    assert set(browser.decided.shift.values()) == {1}
+    browser.many["exclude"].click()
+    assert browser.decided == Exclusions({"push/ep_1": "shifted by +3", "pull/ep_2": "shifted by -2"})
+    browser.table.tick("push/ep_1", on=False)
+    browser.many["keep"].click()
+    assert set(browser.decided.out) == {"push/ep_1"}
+    browser.table._told(None, {"open": "pull/ep_0"}, None)
+    assert browser.chosen[:2] == ("pull", "ep_0") and browser.table.opened == "pull/ep_0"
+    browser.exclude("pull/ep_3", why="the hand is in the way")
+    assert Exclusions.read(tmp_path / "bad.toml").out["pull/ep_3"] == "the hand is in the way"
+    with pytest.raises(InputError, match="pull/ep_9: no such episode"):
+        browser.shift(1, "pull/ep_0", "pull/ep_9")
+    assert "pull/ep_0" not in browser.decided.shift
+    before = browser.decided
+    browser.table.ticked = []
+    browser.many["exclude"].click()  # nothing is ticked: nothing is decided, of the episode shown neither
+    assert browser.decided == before
 
 
 def test_negatives_panel_answers_to_its_sliders(left):

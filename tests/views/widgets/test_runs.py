@@ -1,0 +1,116 @@
+import asyncio
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.train import train
+from rgb2pc_lib.views.widgets import runs as module
+from rgb2pc_lib.views.widgets.runs import RunTable
+
+
+@pytest.fixture
+def out(points, tmp_path):
+    """Two finished runs and one that was stopped at step 3 of 6."""
+    workspace, _, _ = points
+    small = Config(
+        steps=6, batch_size=8, fuse_dim=8, moe_hidden=8, eval_every=3, validation=0.0, amp="off", log_every=1
+    )
+    for name, changes in {"weighted": {}, "moe": {"fusion": "moe"}, "stopped": {"seed": 3}}.items():
+        config = dataclasses.replace(small, save_dir=str(tmp_path / "judge" / name), **changes)
+        training = train(config.with_workspace(workspace))
+        for progress in training:
+            if name == "stopped" and progress.step == 3:
+                break
+        training.close()
+    return tmp_path
+
+
+def test_two_ticked_runs_stand_side_by_side(out, monkeypatch):
+    table = RunTable(out)
+    assert "Tick two" in table.hint.value and not table.pair.children
+    with pytest.raises(InputError, match="tick two finished runs"):
+        table.static()
+    table.compare("judge/weighted", "judge/moe")
+    assert table.hint.value == "" and table.versus.runs[1][0].name == "moe"
+    words, settings, curves, *_ = table.pair.children
+    assert "both hold out" in words.value and "fusion" in settings.children[0].value
+    assert "mean gate of left" in settings.children[1].value
+    assert [t.name for t in curves.figure.data if t.showlegend] == ["A", "B"]
+    assert all(len(t.x) for t in curves.figure.data)
+    steps = table.versus.steps
+    first = "/".join(steps.loc[0, ["task", "episode", "step"]])
+    assert table.steps.opened == first and f"A: rank {steps.loc[0, 'rank A']:.0f}" in table.captions[1].value
+    table.expert.value = "left"
+    before = table.gates[1].value
+    table.steps._told(None, {"open": "/".join(steps.iloc[-1][["task", "episode", "step"]])}, None)
+    assert table.gates[1].value != before or table.captions[0].value != ""
+    assert "change" in table.steps.columns and table.steps.said == f"{len(steps)} of {len(steps)}"
+    assert isinstance(table.static(), Figure)
+
+    monkeypatch.setattr(module, "fold", lambda x: x[:, :2].astype(float))  # UMAP takes seconds
+    table.draw_maps()
+    maps = table.maps
+    assert maps.titles == ["A: weighted", "B: moe"]
+    maps.rows = [0, 2]
+    chosen = [key for key, _ in json.loads(table.steps.rows)]
+    assert set(chosen) == set(np.array(module._keys(table.versus.keys))[[0, 2]])
+    maps.rows = None
+    assert len(json.loads(table.steps.rows)) == len(steps)
+    table._acted("click", 2)
+    assert table.steps.opened == module._keys(table.versus.keys)[2] and maps.opened == 2
+    table._acted("hover", 1)
+    assert maps.hovered == 1 and maps.caption.count("\n") == 2
+
+    table.compare("judge/weighted", "judge/stopped")  # what is there of an unfinished one is shown
+    assert table.versus is None and "unfinished" in table.hint.value and len(table.pair.children) == 3
+    table.compare("judge/weighted", "judge/weighted")
+    assert table.table.ticked == ["judge/weighted"] and not table.pair.children
+
+
+def test_a_stopped_run_goes_on_and_a_run_is_deleted_when_that_was_confirmed(out):
+    async def drive():
+        table = RunTable(out)
+        b = table.buttons
+        assert b["resume"].disabled and b["delete"].disabled
+        table.table.tick("judge/moe")
+        await asyncio.sleep(0.01)
+        assert b["resume"].disabled and not b["delete"].disabled
+        with pytest.raises(InputError, match="is finished"):
+            table.resume("judge/moe")
+        table.table.ticked = ["judge/stopped"]
+        await asyncio.sleep(0.01)
+        assert not b["resume"].disabled
+        b["resume"].click()
+        deadline = time.time() + 120
+        while "finished" not in table.table.rows.split("judge/stopped")[1][:60]:
+            assert time.time() < deadline
+            await asyncio.sleep(0.05)
+        assert Run(out / "judge" / "stopped").finished and b["resume"].disabled
+
+        b["delete"].click()
+        await asyncio.sleep(0.01)
+        assert table.asking.layout.display == "" and "Delete judge/stopped?" in table.question.value
+        table.answer(False)
+        assert (out / "judge" / "stopped").is_dir() and table.asking.layout.display == "none"
+        table.answer(True)  # nothing is asked any more
+        assert (out / "judge" / "stopped").is_dir()
+        b["delete"].click()
+        await asyncio.sleep(0.01)
+        table.answer(True)
+        await asyncio.sleep(0.01)
+        assert sorted(p.name for p in (out / "judge").iterdir()) == ["moe", "weighted"]
+        assert "is deleted" in table.said.value and table.table.ticked == [] and b["delete"].disabled
+        (out / "judge" / "moe" / "notes.md").write_text("mine")
+        table.table.ticked = ["judge/moe"]
+        b["delete"].click()
+        await asyncio.sleep(0.01)
+        assert "notes.md" in table.said.value and table.asking.layout.display == "none"
+        assert (out / "judge" / "moe" / "notes.md").exists()
+
+    asyncio.run(drive())
