@@ -18,10 +18,10 @@ if TYPE_CHECKING:  # the same for checkers and editors, which run nothing
     from rgb2pc_lib.data.workspace import Workspace as Workspace
     from rgb2pc_lib.deploy.compact import CompactConfig as CompactConfig
     from rgb2pc_lib.deploy.compact import CompactRun as CompactRun
-    from rgb2pc_lib.deploy.compress import export_run as export_run
     from rgb2pc_lib.deploy.compress import train_compact as train_compact
     from rgb2pc_lib.deploy.embed import Embedder as Embedder
     from rgb2pc_lib.deploy.embed import embed_packs as embed_packs
+    from rgb2pc_lib.deploy.export import export_run as export_run
     from rgb2pc_lib.deploy.policy import PolicyBackbone as PolicyBackbone
     from rgb2pc_lib.deploy.share import share as share
     from rgb2pc_lib.errors import InputError as InputError
@@ -45,7 +45,8 @@ _HOMES = {
     "learning.train": ["train"],
     "deploy.embed": ["Embedder", "embed_packs"],
     "deploy.compact": ["CompactConfig", "CompactRun"],
-    "deploy.compress": ["train_compact", "export_run"],
+    "deploy.compress": ["train_compact"],
+    "deploy.export": ["export_run"],
     "deploy.policy": ["PolicyBackbone"],
     "deploy.share": ["share"],
     "judging.evaluate": ["judged_config", "line_up", "judge"],

@@ -36,8 +36,8 @@ METHODS = {  # what users call beside the names themselves
     "FeaturePack": ["open", "tokens", "frame"],
     "Config": ["with_workspace", "command", "changes", "from_json"],
     "Run": ["open", "holds", "metrics", "student", "embeddings"],
-    "CompactRun": ["compact"],
-    "Embedder": ["from_run", "__call__", "stream"],
+    "CompactRun": ["compact", "spatial"],
+    "Embedder": ["from_run", "__call__", "look", "stream"],
 }
 
 

@@ -1,4 +1,4 @@
-"""The compact student: one small network from pixels to the embedding.
+"""The compact student: one small network from pixels to the embedding, and to a coarse grid of spatial tokens.
 
 Pixels go in as they are decoded, `[B, S, S, 3]` uint8; scaling and normalisation are part of the network, so that an
 exported file needs nothing but resized pixels.
@@ -35,27 +35,37 @@ class Compact(nn.Module):
         seed: every initial weight comes from this generator, never from the global one. None: there are no weights and
             no memory for them until a state dict is assigned.
         weights: a folder written by transformers' `save_pretrained`, to start from; its head is left out.
+        places: S, the side of its grid of spatial tokens; 0: it gives none.
+        width: D, of the spatial tokens, the fused student's.
 
     Raises InputError where transformers is missing or the folder holds another network.
 
     >>> Compact("resnet18", 64, 16)(torch.zeros(2, 64, 64, 3, dtype=torch.uint8)).shape  # doctest: +SKIP
     torch.Size([2, 16])
+    >>> network = Compact("resnet18", 128, 16, places=4, width=24)  # doctest: +SKIP
+    >>> embedding, spatial = network.look(torch.zeros(2, 128, 128, 3))  # doctest: +SKIP
+    >>> spatial.shape  # doctest: +SKIP
+    torch.Size([2, 16, 24])
     """
 
     mean: Tensor  # [1, 3, 1, 1], of pixels
     std: Tensor
 
-    def __init__(self, backbone: str, size: int, embed_dim: int, seed: int | None = 0, weights: str | Path = ""):
+    def __init__(
+        self, backbone: str, size: int, embed_dim: int, seed: int | None = 0, weights: str | Path = "",
+        places: int = 0, width: int = 0,
+    ):  # fmt: skip
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, not {backbone!r}")
-        self.size = size
+        self.size, self.places = size, places
         where = torch.device("cpu" if seed is not None else "meta")
         with torch.random.fork_rng(devices=[]), where:  # weights come from the global generator, to be drawn anew
             self.backbone = _build(backbone, size)
             self.squeeze = nn.Conv2d(_channels(self.backbone), _SQUEEZED, 1)
             self.norm = nn.BatchNorm2d(_SQUEEZED)
             self.head = nn.Linear(_SQUEEZED * _side(backbone, size) ** 2, embed_dim)
+            self.spatial = SpatialHead(_channels(self.backbone), places, width) if places else None  # the last drawn
         self.register_buffer("mean", torch.tensor(_MEAN).mul(255).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).mul(255).view(1, 3, 1, 1), persistent=False)
         if seed is not None:
@@ -65,9 +75,67 @@ class Compact(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`[B, S, S, 3]` in 0..255, uint8 or float -> embeddings `[B, E]`."""
-        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std  # [B, 3, S, S]
-        grid = feature_map(self.backbone, x)  # [B, C, s, s]
+        return self._embedding(self.grid(images))
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The embeddings of `forward` and the spatial tokens `[B, places * places, D]`, row by row; None without."""
+        grid = self.grid(images)
+        return self._embedding(grid), None if self.spatial is None else self.spatial(grid)
+
+    def grid(self, images: Tensor) -> Tensor:
+        """The backbone's last map `[B, C, s, s]`."""
+        return feature_map(self.backbone, (images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+
+    def _embedding(self, grid: Tensor) -> Tensor:
         return self.head(torch.relu(self.norm(self.squeeze(grid))).flatten(1))
+
+
+class SpatialHead(nn.Module):
+    """A backbone's last map to the fused student's spatial tokens: every place by the same two layers.
+
+    The fused student's tokens hold much that is particular to a place and the same in all frames. That is not learned
+    but known (`expect`); what is learned is how far a frame's tokens are from it.
+
+    >>> SpatialHead(8, 4, 24)(torch.zeros(2, 8, 7, 7)).shape
+    torch.Size([2, 16, 24])
+    """
+
+    usual: Tensor  # [places * places, D], the mean token of each place
+    spread: Tensor  # [], root of the mean squared distance of a token's numbers from it
+
+    def __init__(self, channels: int, places: int, width: int):
+        super().__init__()
+        self.places = places
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 1)
+        )
+        self.register_buffer("usual", torch.zeros(places * places, width))
+        self.register_buffer("spread", torch.ones(()))
+
+    def expect(self, usual: Tensor, spread: float) -> None:
+        """What targets are like: their mean `[places * places, D]`, and their spread around it."""
+        self.usual.copy_(usual)
+        self.spread.fill_(spread)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """`[B, C, s, s]` -> `[B, places * places, D]`."""
+        side = grid.shape[-1]
+        if side != self.places:  # each place the mean over its part of the map, by the areas of cells in it
+            share = torch.tensor(_areas(side, self.places), dtype=grid.dtype, device=grid.device)  # [places, s]
+            grid = share @ grid @ share.T
+        found = self.layers(grid).flatten(2).mT  # [B, places * places, D]
+        return self.usual + self.spread * found
+
+
+def _areas(cells: int, places: int) -> list[list[float]]:
+    """How much each of `cells` along a side counts in each of `places`: by their overlap, 1 in all.
+
+    >>> _areas(3, 2)[0] == [2 / 3, 1 / 3, 0]
+    True
+    """
+    ends = [[min((j + 1) * places, (i + 1) * cells) - max(j * places, i * cells) for j in range(cells)]
+            for i in range(places)]  # fmt: skip
+    return [[max(overlap, 0) / cells for overlap in row] for row in ends]
 
 
 def feature_map(backbone: nn.Module, x: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import save as save_tensors
 
-from rgb2pc_lib.data.files.guarded import read_object
+from rgb2pc_lib.data.files.guarded import expect, read_npz, read_object
 from rgb2pc_lib.data.files.weights import read_weights
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
@@ -34,7 +35,7 @@ class CompactConfig(Settings):
     """
 
     tool = "tools/train_compact.py"
-    route = "distill"  # one embedding a frame, in the teacher's space
+    route = "distill"  # one embedding a frame, in the teacher's space; spatial tokens in the fused student's
 
     # what is distilled
     run: str = option("", "folder of the finished run to distil; its RGB frames and embeddings are used")
@@ -43,6 +44,7 @@ class CompactConfig(Settings):
     backbone: str = option("resnet18", "network, trained from its first layer on", BACKBONES)
     backbone_weights: str = option("", "folder written by transformers' save_pretrained to start from; none: at random")
     size: int = option(112, "height and width it sees, pixels", least=32)
+    spatial: bool = option(True, "give spatial tokens, 4 x 4 places, beside the embedding", absent=False)
     # augmentation
     photometric: float = option(1.0, "strength of changes of brightness, contrast, colour, blur and noise", (), 0, 2)
     shift: float = option(0.01, "largest shift of the image, as a fraction of its side", least=0, most=0.1)
@@ -52,6 +54,7 @@ class CompactConfig(Settings):
     loss_mse: float = shared("loss_mse", 10.0)
     loss_relational: float = shared("loss_relational", 0.0)
     exclude_near: int = shared("exclude_near", 0)
+    loss_spatial: float = option(1.0, "weight of the share of the spatial tokens' variance that is missed", least=0)
     # training
     steps: int = shared("steps", 400)
     batch_size: int = shared("batch_size", 64)
@@ -77,7 +80,8 @@ class CompactConfig(Settings):
 class CompactRun(RunFolder):
     """A compact student's folder: the files of a run, with the settings and the weights of a small network.
 
-    `embeddings()` holds the run's own steps: "student" (the compact one), "fused", "teacher", keys and held_out.
+    `embeddings()` holds the run's own steps: "student" (the compact one), "fused", "teacher", keys and held_out. Its
+    `spatial()` are their spatial tokens.
 
     >>> compact = CompactRun.open(compact.folder)
     >>> compact.config.backbone, compact.summary["n_train"], compact.embeddings()["fused"].shape
@@ -92,19 +96,34 @@ class CompactRun(RunFolder):
     def compact(self) -> Compact:
         """The trained network in evaluation mode: frames `[B, S, S, 3]` (0 to 255, S its `size`) -> `[B, E]`.
 
-        Raises InputError when the file is not one's.
+        Its `look` gives the spatial tokens too. Raises InputError when the file is not one's.
 
         >>> compact.compact()(torch.zeros(2, 32, 32, 3)).shape
         torch.Size([2, 16])
         """
         path = self._finished_file("model.safetensors")
         about, tensors = read_weights(path, "compact", {"backbone": str, "size": int, "embed_dim": int}, ANEW)
-        build = partial(Compact, about["backbone"], about["size"], about["embed_dim"], seed=None)
+        places = {k: expect(about.get(k, 0), int, path, k, ANEW) for k in ("places", "width")}  # of old ones: none
+        build = partial(Compact, about["backbone"], about["size"], about["embed_dim"], seed=None, **places)
         return self.filled(build, tensors).eval()
+
+    def spatial(self) -> np.ndarray:
+        """Its spatial tokens of the run's own steps, row by row those of `embeddings`: `[n, P, D]` float32.
+
+        Raises InputError where it gives none.
+
+        >>> compact.spatial().shape
+        (72, 16, 16)
+        """
+        if not self.config.spatial:
+            raise InputError(f"{self.folder}: gives no spatial tokens; train one that does, without --no_spatial")
+        return read_npz(self._finished_file("spatial.npz"), {"student": ("f", "nPD")}, ANEW)["student"]
 
     def save_compact(self, network: Compact, backbone: str) -> None:
         """Write what `compact` reads."""
         about = {"backbone": backbone, "size": network.size, "embed_dim": network.head.out_features}
+        if network.spatial is not None:
+            about |= {"places": network.places, "width": network.spatial.usual.shape[1]}
         tensors = {k: v.contiguous().cpu() for k, v in network.state_dict().items()}
         write_atomic(
             self.file("model.safetensors"),

@@ -1,7 +1,8 @@
 """The second distillation: a finished run into one small network that sees nothing but RGB frames.
 
 The loop, the losses, the log and the checkpoints are those of `train`; what is new is what a batch holds (pixels,
-changed in ways that leave the target true) and what it is pulled to (the fused student's embedding of that frame).
+changed in ways that leave the target true) and what it is pulled to: the fused student's embedding of that frame, and
+its spatial tokens, place by place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,15 +23,15 @@ from rgb2pc_lib.data.files.writing import claim, write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
-from rgb2pc_lib.deploy.export import OPSET, export_onnx, parity
 from rgb2pc_lib.deploy.frames import frame_cache
-from rgb2pc_lib.deploy.policy import save_torchvision
+from rgb2pc_lib.deploy.places import missed, told_of_places, usual
 from rgb2pc_lib.deploy.targets import Targets, more_targets, own_targets
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.losses import NearInTime
 from rgb2pc_lib.learning.metrics import agreement, retrieval
+from rgb2pc_lib.learning.models import SIDE
 from rgb2pc_lib.learning.objective import embedding_loss
 from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device, refuse_few_negatives
@@ -49,11 +49,16 @@ class Pixels:
 
 
 class Compression:
-    """The objective (see `objective`): one embedding per frame, like the fused student's, as it is."""
+    """The objective (see `objective`): one embedding per frame, and its spatial tokens, like the fused student's.
+
+    Spatial tokens are compared place by place, as they are: `loss_spatial` counts the share of their variance around
+    each place's mean over the training frames that is missed (1 where a network tells nothing of a frame).
+    """
 
     experts: tuple[str, ...] = ()  # it has no gates
 
-    def __init__(self, config: CompactConfig, network: Compact, keys: pd.DataFrame):
+    def __init__(self, config: CompactConfig, network: Compact, data: Targets):
+        keys, self.spatial = data.keys, data.spatial
         self.config, self.student = config, network.train()
         self.device = network.head.weight.device
         self.amp = in_bfloat16(config.amp, self.device)
@@ -67,13 +72,19 @@ class Compression:
 
     def outputs(self, batch: Pixels, noise: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            embedding = self.student(batch.images)
-        return {"embedding": embedding.float(), "samples": torch.from_numpy(batch.samples).to(self.device)}
+            embedding, spatial = self.student.look(batch.images)
+        outputs = {"embedding": embedding.float(), "samples": torch.from_numpy(batch.samples).to(self.device)}
+        return outputs | ({} if spatial is None else {"spatial": spatial.float()})
 
     def loss(self, outputs: dict[str, Tensor], teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         samples = outputs["samples"]
         near = NearInTime(self.episode[samples], self.time[samples], self.config.exclude_near)
-        return embedding_loss(self.config, outputs["embedding"], teacher, self.log_tau.exp(), near)
+        loss, terms = embedding_loss(self.config, outputs["embedding"], teacher, self.log_tau.exp(), near)
+        if self.spatial is not None and self.student.spatial is not None:
+            wanted = torch.from_numpy(self.spatial[samples.cpu().numpy()]).to(self.device)
+            terms["spatial"] = missed(outputs["spatial"], wanted, self.student.spatial.spread)
+            loss = loss + self.config.loss_spatial * terms["spatial"]
+        return loss, terms
 
 
 def train_compact(config: CompactConfig, resume: bool = False) -> Generator[Progress]:
@@ -103,40 +114,55 @@ def _train(config: CompactConfig, resume: bool) -> Generator[Progress]:
     run = CompactRun(config.folder)
     state = begin(run, config, resume)
     fused = Run.open(PROJECT / config.run)
-    data = gather_targets(fused, [PROJECT / root for root in config.more_rgb], config.device)
+    data = gather_targets(fused, [PROJECT / root for root in config.more_rgb], config.device, config.spatial)
     pixels = frame_cache(data.files, config.size)
     refuse_leaks(data, pixels)
     refuse_few_negatives(config, data.keys[~data.held_out])
-    network = Compact(config.backbone, config.size, data.embeddings.shape[1], config.seed, config.backbone_weights)
+    network = build(config, data)
     last = torch.channels_last
     network = network.to(device, memory_format=last)  # type: ignore[call-overload]  # torch's types lack it
-    learner = Learner(Compression(config, network, data.keys))
+    learner = Learner(Compression(config, network, data))
     own = np.arange(len(fused.embeddings()["held_out"]))  # the run's own steps stand first
     side, watched = _watched(fused, data)
+    usually = None if network.spatial is None else network.spatial.usual.cpu().numpy()
     seen = frame_cache(watched.files, config.size)
 
     def curve() -> dict[str, float]:
-        embedding = embed_pixels(network, seen, np.arange(len(seen)))
+        embedding, spatial = look_at_pixels(network, seen, np.arange(len(seen)))
         found = {"cosine": agreement(embedding, watched.embeddings)["cosine"]}
-        return {f"{side}/{k}": v for k, v in (found | retrieval(embedding, watched.embeddings)).items()}
+        found |= retrieval(embedding, watched.embeddings) | told_of_places(spatial, watched.spatial, usually)
+        return {f"{side}/{k}": v for k, v in found.items()}
 
     yield from follow(run, learner, lambda first: _batches(config, data, pixels, first, device), curve, state)
     _finish(run, config, network.eval(), fused, data, pixels, own)
 
 
+def build(config: CompactConfig, data: Targets) -> Compact:
+    """The network before its first step."""
+    width = data.embeddings.shape[1]
+    if data.spatial is None:
+        return Compact(config.backbone, config.size, width, config.seed, config.backbone_weights)
+    places = {"places": SIDE, "width": data.spatial.shape[-1]}
+    network = Compact(config.backbone, config.size, width, config.seed, config.backbone_weights, **places)
+    assert network.spatial is not None  # as it has places
+    mean, spread = usual(data.spatial[~data.held_out])
+    network.spatial.expect(torch.from_numpy(mean), spread)
+    return network
+
+
 def _watched(fused: Run, data: Targets) -> tuple[str, Targets]:
     """The steps behind the curve, and their name: the run's own for validation, or the held-out ones without such."""
-    own = own_targets(fused, "validation")
+    own = own_targets(fused, "validation", data.spatial is not None)
     if own.held_out.any():
         return "validation", own.take(np.flatnonzero(own.held_out))
     return "held-out", data.take(np.flatnonzero(data.held_out))
 
 
-def gather_targets(fused: Run, more_rgb: list[Path], device: str = "auto") -> Targets:
+def gather_targets(fused: Run, more_rgb: list[Path], device: str = "auto", spatial: bool = False) -> Targets:
     """The run's own steps first, then the frames of every further folder."""
-    data = own_targets(fused)
+    data = own_targets(fused, spatial=spatial, device=device)
     for root in more_rgb:
-        data = data + more_targets(fused, root, device=device)
+        data = data + more_targets(fused, root, device=device, spatial=spatial)
     return data
 
 
@@ -194,55 +220,47 @@ def augmented(images: Tensor, rng: np.random.Generator, photometric: float = 1.0
     return x.clamp(0, 1) * 255
 
 
-@torch.no_grad()
 def embed_pixels(network: Compact, pixels: np.ndarray, index: np.ndarray, batch: int = 64) -> np.ndarray:
     """Embeddings `[n, E]` of cached frames `[*, S, S, 3]` uint8, in evaluation mode and in full precision."""
+    return look_at_pixels(network, pixels, index, batch)[0]
+
+
+@torch.no_grad()
+def look_at_pixels(
+    network: Compact, pixels: np.ndarray, index: np.ndarray, batch: int = 64
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`embed_pixels`, beside the spatial tokens `[n, P, D]` where there are any."""
     was_training = network.training
     network.eval()
-    device = network.head.weight.device
-    rows = [network(torch.from_numpy(pixels[i]).to(device)) for i in np.split(index, range(batch, len(index), batch))]
+    rows, device = [], network.head.weight.device
+    for start in range(0, len(index), batch):
+        looked = network.look(torch.from_numpy(pixels[index[start : start + batch]]).to(device))
+        rows.append([None if x is None else x.float().cpu() for x in looked])
     network.train(was_training)
-    return torch.cat(rows).float().cpu().numpy()
+    embedding, spatial = zip(*rows, strict=True)
+    return torch.cat(embedding).numpy(), None if spatial[0] is None else torch.cat(spatial).numpy()
 
 
 def _finish(run: CompactRun, config: CompactConfig, network: Compact, fused: Run, data, pixels, own) -> None:
     """Weights, embeddings of the run's own steps, and final figures on the held-out ones."""
     run.save_compact(network, config.backbone)
     stored = fused.embeddings()
-    embedding = embed_pixels(network, pixels, own)
+    embedding, spatial = look_at_pixels(network, pixels, own)
     arrays: dict[str, Any] = {k: stored[k] for k in ("task", "episode", "step", "time", "held_out", "teacher")}
     arrays |= {"student": embedding, "fused": stored["student"]}
     write_atomic(run.file("embeddings.npz"), lambda p: np.savez(p, **arrays))
+    if spatial is not None:
+        write_atomic(run.file("spatial.npz"), lambda p: np.savez(p, student=spatial))
     h = stored["held_out"]
+    told = {**retrieval(embedding[h], stored["student"][h]), **agreement(embedding[h], stored["student"][h])}
+    if spatial is not None and network.spatial is not None:
+        told |= told_of_places(spatial[h], data.spatial[own][h], network.spatial.usual.cpu().numpy())
     summary = {
         "n_train": int((~data.held_out).sum()),
         "n_more": len(data.files) - len(own),
         "n_held_out": int(h.sum()),
         "look_ahead": {name: sight._asdict() for name, sight in sights(fused.summary).items() if sight},
         "licences": dict.fromkeys(fused.summary["gates"], "") | fused.summary["licences"],
-        "held-out": {**retrieval(embedding[h], stored["student"][h]), **agreement(embedding[h], stored["student"][h])},
+        "held-out": told,
     }
     write_atomic(run.file("summary.json"), lambda p: p.write_text(json.dumps(summary, indent=2), encoding="utf-8"))
-
-
-def export_run(run: CompactRun, limit: float = 1e-4) -> dict[str, float]:
-    """Export into the run's own folder and check the file on real held-out frames; the parity is kept in `onnx.json`.
-
-    Of a ResNet the weights are left there too under torchvision's names, `torchvision.pth`.
-    Raises InputError when file and network differ by more than `limit` relative, and when a package is missing.
-
-    >>> found = export_run(compact)
-    >>> found["relative"] < 1e-4, found["frames"], compact.file("model.onnx").stat().st_size == found["bytes"]
-    (True, 24, True)
-    """
-    network, data = run.compact(), own_targets(Run.open(PROJECT / run.config.run))
-    path = export_onnx(network, run.folder)
-    pixels = frame_cache(data.files, network.size)[np.flatnonzero(data.held_out)[:64]]
-    found = parity(network, path, pixels) | {"opset": OPSET, "bytes": path.stat().st_size}
-    if not found["relative"] < limit:
-        path.unlink()
-        raise InputError(f"{path}: differs from the network by {found['relative']:.1e} relative (limit {limit:.0e})")
-    write_atomic(run.file("onnx.json"), lambda p: p.write_text(json.dumps(found, indent=2), encoding="utf-8"))
-    if run.config.backbone.startswith("resnet"):
-        save_torchvision(network, run.file("torchvision.pth"))
-    return found

@@ -23,7 +23,7 @@ from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.frames import in_batches, read_frames, resized
 from rgb2pc_lib.deploy.lookup import Images, at_places, refuse_cameras, seen_by
-from rgb2pc_lib.deploy.stream import Live, Stream, ThroughExperts, ThroughPixels
+from rgb2pc_lib.deploy.stream import Live, Look, Stream, ThroughExperts, ThroughPixels
 from rgb2pc_lib.encoders.encode import encode, kept
 from rgb2pc_lib.encoders.images import ImageEncoder, load_encoder
 from rgb2pc_lib.errors import InputError, tell
@@ -84,7 +84,7 @@ class Embedder:
     """
 
     name: str  # of the run's folder, or of the hub
-    forward: Callable[[Images], torch.Tensor]  # images [B, H, W, 3] uint8 -> [B, E]
+    forward: Callable[[Images], tuple[torch.Tensor, torch.Tensor | None]]  # images -> what `look` gives
     together: bool = False  # an expert sees several frames: give all frames of an episode at once, in order
     live: Live | None = None  # the same of what has been seen up to now
     look_ahead: str = ""  # what the run saw of the future, in a sentence; nothing where it is as it will be live
@@ -147,7 +147,6 @@ class Embedder:
             )
         return Stream(self.live, cameras)
 
-    @torch.no_grad()
     def __call__(self, images: Images) -> np.ndarray:
         """Embeddings `[B, E]` float32 of RGB images `[B, H, W, 3]` uint8, of any size. Raises InputError otherwise.
 
@@ -158,6 +157,16 @@ class Embedder:
         Traceback (most recent call last):
         rgb2pc_lib.errors.InputError: expected RGB images [B, H, W, 3] in uint8, found [120, 160, 3] in float64
         """
+        return self.look(images).embedding
+
+    @torch.no_grad()
+    def look(self, images: Images) -> Look:
+        """The embeddings `[B, E]` beside the spatial tokens `[B, S * S, D]`, where it gives those: see `Look`.
+
+        >>> look = Embedder.from_run(compact).look(np.zeros((2, 120, 160, 3), np.uint8))
+        >>> look.embedding.shape, look.spatial.shape  # S x S blocks of the image, row by row
+        ((2, 16), (2, 16, 16))
+        """
         given = dict(images) if isinstance(images, Mapping) else {"": images}
         arrays = {camera: np.asarray(one) for camera, one in given.items() if one is not None}
         for one in arrays.values():
@@ -165,7 +174,8 @@ class Embedder:
                 raise InputError(f"expected RGB images [B, H, W, 3] in uint8, found {list(one.shape)} in {one.dtype}")
         if len({len(one) for one in arrays.values()}) > 1:
             raise InputError(f"expected as many images of each camera, found {[len(one) for one in arrays.values()]}")
-        return self.forward(arrays if isinstance(images, Mapping) else arrays[""]).float().cpu().numpy()
+        embedding, spatial = self.forward(arrays if isinstance(images, Mapping) else arrays[""])
+        return Look(embedding.float().cpu().numpy(), None if spatial is None else spatial.float().cpu().numpy())
 
 
 def _cut(sight: LookAhead | None, window: int, stride: int) -> Cut:
@@ -174,17 +184,17 @@ def _cut(sight: LookAhead | None, window: int, stride: int) -> Cut:
     return Cut(window or known.window, stride or known.stride, known.causal)
 
 
-def _through_pixels(network: Compact, images: Images) -> torch.Tensor:
+def _through_pixels(network: Compact, images: Images) -> tuple[torch.Tensor, torch.Tensor | None]:
     if isinstance(images, Mapping):
         raise InputError(f"a compact student sees through one camera, not through {', '.join(images)}; give its images")
     small = np.stack([resized(image, network.size) for image in images])
-    return network(torch.from_numpy(small).to(network.head.weight.device))
+    return network.look(torch.from_numpy(small).to(network.head.weight.device))
 
 
 def _through_experts(
     student: Student, encoders: dict[str, ImageEncoder], copy: str, cuts: Mapping[str, Cut], images: Images
-) -> torch.Tensor:
-    return student(*live_tokens(encoders, images, None, copy, cuts)).embedding
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return student.look(*live_tokens(encoders, images, None, copy, cuts))
 
 
 def live_tokens(

@@ -1,21 +1,37 @@
-"""A compact student as an ONNX file that needs no torch: pixels in, embeddings out, and a short script that uses it."""
+"""A compact student as ONNX files that need no torch: pixels in, embedding and spatial tokens out.
+
+Beside them lies a short script that uses one. The lighter kinds of file are made from the first, see `lighter`.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from rgb2pc_lib.data.files.writing import write_atomic
+from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import Compact
-from rgb2pc_lib.deploy.frames import resized
+from rgb2pc_lib.deploy.compact import CompactRun
+from rgb2pc_lib.deploy.frames import frame_cache, resized
+from rgb2pc_lib.deploy.lighter import to_fp16, to_int8
+from rgb2pc_lib.deploy.policy import save_torchvision
+from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.metrics import unit
+from rgb2pc_lib.learning.runs import Run
 
 OPSET = 20
+OPSETS = range(17, 21)  # tried
+KINDS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+_CHECKED, _CALIBRATED = 64, 64  # frames
 INSTALL = "pip install 'rgb2pc[deploy]'"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 EXAMPLE = '''"""Embeddings of images by the compact student beside this file: python infer.py IMAGE [IMAGE ...]
@@ -51,12 +67,15 @@ if __name__ == "__main__":
 '''
 
 
-def export_onnx(network: Compact, folder: Path) -> Path:
-    """Write `model.onnx` (opset 20, any batch size) and `infer.py`, the example that uses it, into a folder.
+def export_onnx(network: Compact, folder: Path, opset: int = OPSET) -> Path:
+    """Write `model.onnx` (any batch size) and `infer.py`, the example that uses it, into a folder.
 
-    The graph's input is `images` `[B, S, S, 3]` uint8, its output `embedding` `[B, E]` float32.
+    The graph's input is `images` `[B, S, S, 3]` uint8, its outputs `embedding` `[B, E]` float32 and, where the network
+    gives spatial tokens, `spatial` `[B, P, D]` float32.
     Raises InputError where the packages for it are missing.
     """
+    if opset not in OPSETS:
+        raise InputError(f"--opset {opset}: expected one from {OPSETS.start} to {OPSETS.stop - 1}")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -69,13 +88,25 @@ def export_onnx(network: Compact, folder: Path) -> Path:
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            network, (images,), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["embedding"],
+            _Looks(network), (images,), dynamo=True, opset_version=opset, input_names=["images"],
+            output_names=["embedding"] + ["spatial"] * bool(network.places),
             dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
         )  # fmt: skip
     assert program is not None  # only torch's older way to export gives none
     write_atomic(folder / "model.onnx", lambda p: program.save(str(p), external_data=False))
     write_atomic(folder / "infer.py", lambda p: p.write_text(EXAMPLE, encoding="utf-8"))
     return folder / "model.onnx"
+
+
+class _Looks(torch.nn.Module):
+    """What is exported: everything that a network gives."""
+
+    def __init__(self, network: Compact):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(x for x in self.network.look(images) if x is not None)
 
 
 def onnx_devices() -> list[str]:
@@ -112,26 +143,73 @@ class ThroughOnnx:
 
     def __call__(
         self, pasts: Sequence[Sequence[np.ndarray]], done: Callable[[str], None] = lambda part: None
-    ) -> tuple[torch.Tensor, None]:
-        """Embeddings `[n, E]` of the newest frames, `[H, W, 3]` uint8 of any size."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings `[n, E]`, and spatial tokens, of the newest frames, `[H, W, 3]` uint8 of any size."""
         small = np.stack([resized(past[-1], self.size) for past in pasts])
         done("resizing")
-        found = self.session.run(None, {"images": small})[0]
+        found = [torch.from_numpy(x) for x in self.session.run(None, {"images": small})]
         done("network")
-        return torch.from_numpy(found), None
+        return found[0], found[1] if len(found) > 1 else None
 
 
 @torch.no_grad()
 def parity(network: Compact, path: Path, images: np.ndarray) -> dict[str, float]:
-    """How far the file is from the network on frames `[n, S, S, 3]` uint8, both in full precision.
+    """How far the file is from the network in full precision, on frames `[n, S, S, 3]` uint8.
 
-    "relative": the largest difference of any number over the largest number; "cosine": the least over frames.
+    "relative": the largest difference of any number of an output over the output's largest, of the worst output;
+    "cosine": the least over frames, of the embeddings; "spatial cosine": the same of spatial tokens, all of a frame.
     """
-    ours = network.eval()(torch.from_numpy(images)).numpy()
-    theirs = open_onnx(path).run(None, {"images": images})[0]
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    return {
-        "relative": float(np.abs(ours - theirs).max() / np.abs(ours).max()),
-        "cosine": float(((ours * theirs).sum(1) / lengths).min()),
-        "frames": len(images),
-    }
+    ours = [x.flatten(1).numpy() for x in network.eval().look(torch.from_numpy(images)) if x is not None]
+    theirs = [x.reshape(len(images), -1) for x in open_onnx(path).run(None, {"images": images})]
+    far = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(ours, theirs, strict=True)]
+    near = [float((unit(a) * unit(b)).sum(1).min()) for a, b in zip(ours, theirs, strict=True)]
+    said = dict(zip(("cosine", "spatial cosine"), near, strict=False))
+    return {"relative": max(far), **said, "frames": len(images)}
+
+
+def export_run(
+    run: CompactRun, kinds: Sequence[str] = ("fp32",), opset: int = OPSET, limit: float = 1e-4
+) -> dict[str, Any]:
+    """Export into the run's own folder and check the files on real held-out frames; the parity is kept in `onnx.json`.
+
+    Of a ResNet the weights are left there too under torchvision's names, `torchvision.pth`. Files of an earlier export
+    that are not asked for are removed: they may be of other weights.
+
+    Args:
+        kinds: "fp32" is always there; "fp16" halves the file, "int8" quarters it and is faster on processors. It is
+            calibrated on training frames.
+        opset: version of ONNX's operators, for runtimes that know older ones only.
+
+    Returns what is in `onnx.json`: the fp32 file's `parity`, opset and bytes, and under "lighter" those of the others.
+    Raises InputError when the fp32 file and the network differ by more than `limit` relative, and when a package is
+    missing.
+
+    >>> found = export_run(compact)
+    >>> found["relative"] < 1e-4, found["frames"], compact.file("model.onnx").stat().st_size == found["bytes"]
+    (True, 24, True)
+    """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise InputError(f"--kinds {unknown[0]}: expected some of {', '.join(KINDS)}")
+    network, data = run.compact(), own_targets(Run.open(PROJECT / run.config.run))
+    frames = frame_cache(data.files, network.size)
+    judged = frames[np.flatnonzero(data.held_out)[:_CHECKED]]
+    for name in KINDS.values():
+        run.file(name).unlink(missing_ok=True)
+    path = export_onnx(network, run.folder, opset)
+    found: dict[str, Any] = parity(network, path, judged) | {"opset": opset, "bytes": path.stat().st_size}
+    if not found["relative"] < limit:
+        path.unlink()
+        raise InputError(f"{path}: differs from the network by {found['relative']:.1e} relative (limit {limit:.0e})")
+    training = np.flatnonzero(~data.held_out)
+    for kind in [kind for kind in kinds if kind != "fp32"]:
+        other = run.file(KINDS[kind])
+        if kind == "fp16":
+            to_fp16(path, other)
+        else:
+            to_int8(path, other, frames[training[:: math.ceil(len(training) / _CALIBRATED)]])
+        told = parity(network, other, judged) | {"bytes": other.stat().st_size}
+        found.setdefault("lighter", {})[kind] = told
+    write_atomic(run.file("onnx.json"), lambda p: p.write_text(json.dumps(found, indent=2), encoding="utf-8"))
+    if run.config.backbone.startswith("resnet"):
+        save_torchvision(network, run.file("torchvision.pth"))
+    return found

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.deploy.backbones import Compact, feature_map
+from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.errors import InputError
 
@@ -25,10 +25,11 @@ _NAMES = (  # of transformers' ResNet -> of torchvision's
 
 
 class PolicyBackbone(nn.Module):
-    """The images of a policy in, one embedding each out.
+    """The images of a policy in, one embedding each out, and spatial tokens for policies that attend to places.
 
     Input: `[..., 3, H, W]`, fractions from 0 to 1 or uint8, RGB, of any size: each is resized as a whole to what the
-    network sees, antialiased, and normalised inside. Output: `[..., E]` float32, `embed_dim` E.
+    network sees, antialiased, and normalised inside. Output: `[..., E]` float32, `embed_dim` E; of `look` also
+    `[..., P, D]`, P blocks of the image row by row, `spatial_dim` D (0 where the network gives none).
 
     Batch norms keep the statistics of their training either way: a policy's batches are small and of few scenes.
 
@@ -41,12 +42,16 @@ class PolicyBackbone(nn.Module):
     torch.Size([2, 3, 16])
     >>> sum(p.requires_grad for p in eyes.parameters()), eyes.embed_dim
     (0, 16)
+    >>> embedding, spatial = eyes.look(torch.rand(2, 3, 3, 48, 64))
+    >>> spatial.shape, eyes.spatial_dim  # 4 x 4 places of each image
+    (torch.Size([2, 3, 16, 16]), 16)
     """
 
     def __init__(self, network: Compact, freeze: bool = True):
         super().__init__()
         self.network = network.eval().requires_grad_(not freeze)
         self.embed_dim: int = network.head.out_features
+        self.spatial_dim: int = 0 if network.spatial is None else network.spatial.usual.shape[1]
 
     @classmethod
     def from_run(
@@ -69,10 +74,15 @@ class PolicyBackbone(nn.Module):
         """`[..., 3, H, W]` -> `[..., E]`."""
         return self.network(self._seen(images)).unflatten(0, images.shape[:-3])
 
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`[..., 3, H, W]` -> `[..., E]` and the spatial tokens `[..., P, D]`, or None where it gives none."""
+        embedding, spatial = self.network.look(self._seen(images))
+        before = images.shape[:-3]
+        return embedding.unflatten(0, before), None if spatial is None else spatial.unflatten(0, before)
+
     def grid(self, images: Tensor) -> Tensor:
-        """The network's last map, `[..., 3, H, W]` -> `[..., C, s, s]`: for policies that attend to places."""
-        x = (self._seen(images).permute(0, 3, 1, 2) - self.network.mean) / self.network.std
-        return feature_map(self.network.backbone, x).unflatten(0, images.shape[:-3])
+        """The network's last map, `[..., 3, H, W]` -> `[..., C, s, s]`, which was not distilled itself."""
+        return self.network.grid(self._seen(images)).unflatten(0, images.shape[:-3])
 
     def train(self, mode: bool = True) -> PolicyBackbone:
         """Stays in evaluation mode, whatever the policy does: its batch norms keep their statistics."""

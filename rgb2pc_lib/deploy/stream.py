@@ -24,7 +24,7 @@ from rgb2pc_lib.deploy.frames import resized
 from rgb2pc_lib.deploy.lookup import Images, at_places, refuse_cameras, seen_by
 from rgb2pc_lib.encoders.images import ImageEncoder
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.models import Student
+from rgb2pc_lib.learning.models import SIDE, Student
 
 Moment = np.ndarray | Mapping[str, np.ndarray]  # a frame [H, W, 3] uint8; or those of several cameras, by name
 Done = Callable[[str], None]  # told of each part of the work as it is done, in turn: the name of an expert, "student"
@@ -34,7 +34,7 @@ class Look(NamedTuple):
     """What a student makes of one moment; with a first axis of n for n cameras."""
 
     embedding: np.ndarray  # [E] float32
-    spatial: np.ndarray | None  # [S * S, D] float32, S x S blocks of the image row by row; None of a compact student
+    spatial: np.ndarray | None  # [S * S, D] float32, S x S blocks of the image row by row; None where it gives none
 
 
 class Live(Protocol):
@@ -45,8 +45,8 @@ class Live(Protocol):
         """How many frames it sees at once, the newest among them."""
 
     def __call__(self, pasts: Sequence[Sequence[Moment]], done: Done = ...) -> tuple[Tensor, Tensor | None]:
-        """`[n, E]` and `[n, S * S, D]` of n cameras' last frames `[H, W, 3]` uint8, oldest first, all of one size; or
-        of n robots', each moment camera -> frame, and then as many spatial tokens for each camera.
+        """`[n, E]` and `[n, S * S, D]` (or None: see `Look`) of n cameras' last frames `[H, W, 3]` uint8, oldest first,
+        all of one size; or of n robots', each moment camera -> frame, and then as many spatial tokens for each camera.
         """
 
 
@@ -61,7 +61,7 @@ class ThroughExperts:
     student: Student
     encoders: dict[str, ImageEncoder]
     windows: Mapping[str, int]  # frames seen at once, of those experts that see several together
-    side: int = 4  # S, of the spatial tokens
+    side: int = SIDE  # S, of the spatial tokens
     at: np.ndarray | None = None  # [K, 2] places that are looked at; none: those at which steps are embedded
 
     @property
@@ -82,11 +82,9 @@ class ThroughExperts:
                 grids[name] = encoder(torch.from_numpy(frames))
             done(name)
         tokens, present, positions = at_places(self.encoders, grids, now, self.at)
-        hidden = self.student.hidden(tokens, positions)
-        embedding = self.student.fuse(hidden, present, positions).embedding
-        spatial, _ = self.student.coarse(hidden, present, positions, self.side)
+        looked = self.student.look(tokens, present, positions, self.side)
         done("student")
-        return embedding, spatial
+        return looked
 
 
 def _stacked(moments: Sequence[Moment]) -> Images:
@@ -116,9 +114,9 @@ class ThroughPixels:
             raise InputError("a compact student sees through one camera, whose frames have no names; give them alone")
         small = torch.from_numpy(np.stack([resized(past[-1], self.network.size) for past in pasts]))
         done("resizing")
-        embedding = self.network(small.to(self.network.head.weight.device))
+        looked = self.network.look(small.to(self.network.head.weight.device))
         done("network")
-        return embedding, None
+        return looked
 
 
 class Stream:

@@ -116,13 +116,19 @@ def judge_run(
 
 def _judge_run(run: Run | CompactRun, questions: Questions, judged: str) -> tuple[dict[str, float], pd.DataFrame]:
     e = run.embeddings(judged)
-    keys, h = questions.keys, e["held_out"]
     if run.config.route == "geometric":  # its space is its own: nothing can be compared with the teacher's vectors
         return judge_features(e["student"], e["teacher"], questions)
-    student, teacher = e["student"], run.centred(e)
-    episode = keys.groupby(["task", "episode"]).ngroup().to_numpy()
+    return judge_embeddings(e["student"], run.centred(e), questions)
+
+
+def judge_embeddings(
+    student: np.ndarray, teacher: np.ndarray, questions: Questions
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Embeddings `[n, E]` that live in the teacher's space, the teacher's being centred as theirs are."""
+    keys, h = questions.keys, questions.held_out
+    episode, time = keys.groupby(["task", "episode"]).ngroup().to_numpy(), keys["time"].to_numpy()
     row = {**retrieval(student[h], teacher[h]), **agreement(student[h], teacher[h])}
-    row["R@1 within 1 step"] = retrieval(student[h], teacher[h], episode[h], e["time"][h], 1)["R@1"]
+    row["R@1 within 1 step"] = retrieval(student[h], teacher[h], episode[h], time[h], 1)["R@1"]
     found, episodes = questions.ask(student)
     return row | found | {WIDTH: student.shape[1]}, episodes
 

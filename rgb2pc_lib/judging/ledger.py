@@ -1,4 +1,7 @@
-"""What each hop costs and keeps: teacher -> fused student -> compact student, on held-out episodes only."""
+"""What each hop costs and keeps: teacher -> fused student -> compact student, on held-out episodes only.
+
+The embedding and the spatial tokens are judged alike; what is said of the tokens is called "places: ...".
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,19 @@ from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.deploy.export import ThroughOnnx
 from rgb2pc_lib.deploy.profile import peak_memory
+from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.encoders.extract import Frames, list_frames
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import Judgement, Questions, judge_features, judge_run
-from rgb2pc_lib.judging.rivals import pooled_features
+from rgb2pc_lib.judging.rivals import components, pooled_blocks
 from rgb2pc_lib.judging.verdicts import APART, ahead, difference, figures, share, told
+from rgb2pc_lib.learning.models import SIDE
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Run
 
 TEACHER, FUSED = "teacher", "fused student"
+PLACES = "places: "  # begins what is said of spatial tokens: "R2 places: tcp", "places: tcp cm"
+_TOLD = [f"R2 {of}{probe}" for of in ("", PLACES) for probe in ("tcp", "object", "distance")]
 COSTS = ("parameters, M", "CPU ms a frame", "memory, MB")
 
 
@@ -57,12 +64,17 @@ def quality(compacts: dict[str, CompactRun], fused: Run) -> Judgement:
     """Every hop judged alike on held-out steps, long: hop, measure, value. Probes where the run names states.
 
     Hops: the teacher, each expert's pooled features, the fused student, and the compact students by name. Retrieval
-    finds a step's own cloud among the held-out ones.
+    finds a step's own cloud among the held-out ones. Where compact students give spatial tokens, these are judged
+    beside the fused student's and each expert's means over the same places, all by probes on as many principal
+    components as the embedding has numbers; "spatial R2" is how much of the fused student's tokens they tell.
     """
     e, questions = fused.embeddings(), Questions.of(fused, fused.config.workspace.state)
     data = Data.open(fused.config)
     kept = ~np.isin(np.arange(len(data.samples)), data.validation)
-    features = {TEACHER: e["teacher"], **{name: x[kept] for name, x in pooled_features(data).items()}}
+    blocks = {
+        side: {name: x[kept] for name, x in found.items()} for side, found in pooled_blocks(data, (1, SIDE)).items()
+    }
+    features = {TEACHER: e["teacher"], **blocks[1]}
     rows = {name: judge_features(x, e["teacher"], questions) for name, x in features.items()}
     rows[FUSED] = judge_run(fused, questions)
     for name, run in compacts.items():
@@ -71,9 +83,25 @@ def quality(compacts: dict[str, CompactRun], fused: Run) -> Judgement:
                 f"{run.folder}: was distilled from other embeddings than {fused.folder} holds; train again"
             )
         rows[name] = judge_run(run, questions)
+    spatial = {name: run.spatial() for name, run in compacts.items() if run.config.spatial}
+    if spatial:
+        places = {**blocks[SIDE], FUSED: own_targets(fused, spatial=True).spatial, **spatial}
+        for name, tokens in places.items():
+            row, episodes = judge_places(tokens, questions, e["student"].shape[1])
+            rows[name] = rows[name][0] | row, pd.concat([rows[name][1], episodes], ignore_index=True)
+        for name in spatial:
+            rows[name][0]["spatial R2"] = compacts[name].summary["held-out"]["spatial R2"]
     parts = [episodes.assign(model=name, seed=0) for name, (_, episodes) in rows.items() if len(episodes)]
     long = _long({name: row for name, (row, _) in rows.items()})
     return Judgement(long, pd.concat(parts, ignore_index=True) if parts else pd.DataFrame())
+
+
+def judge_places(tokens: np.ndarray, questions: Questions, width: int) -> tuple[dict[str, float], pd.DataFrame]:
+    """Probes of spatial tokens `[n, ...]`, flattened, as `width` principal components of the steps for fitting."""
+    flat = tokens.reshape(len(tokens), -1)
+    found, episodes = questions.ask(components(flat, width, ~questions.held_out))
+    row = {f"R2 {PLACES}{k[3:]}" if k.startswith("R2 ") else f"{PLACES}{k}": v for k, v in found.items()}
+    return row, episodes.assign(probe=PLACES + episodes["probe"]) if len(episodes) else episodes
 
 
 def advantage_kept(ledger: Judgement, compact: str) -> pd.DataFrame:
@@ -91,6 +119,8 @@ def advantage_kept(ledger: Judgement, compact: str) -> pd.DataFrame:
             continue
         best = ((-1 if " cm" in measure else 1) * wide.loc[measure, experts]).idxmax()
         values = wide.loc[measure, [best, FUSED, compact]]
+        if np.isnan(values[compact]):
+            continue  # it gives no spatial tokens
         there = ahead(ledger.episodes, measure, FUSED, best)
         kept = (values[compact] - values[best]) / (values[FUSED] - values[best]) if there == "yes" else np.nan
         known = there == "yes" and measure.startswith("R2 ")
@@ -120,7 +150,7 @@ def in_words(ledger: Judgement) -> list[str]:
     said = []
     for name in compact_hops(ledger.long):
         lines = advantage_kept(ledger, name)
-        for row in lines[lines["measure"].isin(("R2 tcp", "R2 object", "R2 distance"))].itertuples():
+        for row in lines[lines["measure"].isin(_TOLD)].itertuples():
             change = difference(ledger.episodes, row.measure, name, FUSED)
             line = f"{name}: {row.measure} {row.compact:.2f}, {figures(*change)} from the fused student"
             line += "" if told(*change[1:]) == APART else f", {told(*change[1:])}"
@@ -153,23 +183,29 @@ def costs(runs: Mapping[str, Run | CompactRun], images: np.ndarray, repeats: int
         for name, run in runs.items():
             ways[name] = Embedder.from_run(run, "cpu")
             if run.file("model.onnx").exists():
-                ways[f"{name}, ONNX"] = partial(_at_once, ThroughOnnx(run.file("model.onnx"), threads))
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for n in range(repeats + 1):
-            for name, way in ways.items():
-                frame = images[n % len(images)][None]
-                start = time.process_time()
-                way(frame)
-                times[name].append(time.process_time() - start)
+                ways[f"{name}, ONNX"] = partial(at_once, ThroughOnnx(run.file("model.onnx"), threads))
+        rows = {name: {COSTS[1]: ms} for name, ms in in_turns(ways, images, repeats).items()}
     finally:
         torch.set_num_threads(before)
-    rows = {name: {COSTS[1]: 1000 * float(np.median(seconds[1:]))} for name, seconds in times.items()}
     for name, run in runs.items():
         rows[name] |= _alone(run.folder, images[0])
     return _long(rows)
 
 
-def _at_once(live: ThroughOnnx, images: np.ndarray) -> np.ndarray:
+def in_turns(ways: Mapping[str, Callable[[np.ndarray], object]], images: np.ndarray, repeats: int) -> dict[str, float]:
+    """Median of the processor's milliseconds that each way takes for one frame `[1, H, W, 3]`, the ways in turns."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for n in range(repeats + 1):
+        for name, way in ways.items():
+            frame = images[n % len(images)][None]
+            start = time.process_time()
+            way(frame)
+            times[name].append(time.process_time() - start)
+    return {name: 1000 * float(np.median(seconds[1:])) for name, seconds in times.items()}
+
+
+def at_once(live: ThroughOnnx, images: np.ndarray) -> np.ndarray:
+    """Embeddings `[n, E]` of frames `[n, H, W, 3]`, each as a camera's newest."""
     return live([[image] for image in images])[0].numpy()
 
 

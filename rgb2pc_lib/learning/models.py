@@ -18,6 +18,7 @@ from rgb2pc_lib.data.workspace import camera_of
 FUSIONS = ("weighted", "moe", "uniform")
 POOLINGS = ("mean", "blocks2", "blocks4", "attention")
 _QUERIES = 8  # of "attention"
+SIDE = 4  # cells along each side of the coarse grid of spatial tokens
 
 
 @dataclass
@@ -141,7 +142,7 @@ class Student(nn.Module):
         return Fused(self.projector(joined), gates)
 
     def spatial(
-        self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, side: int = 4
+        self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, side: int = SIDE
     ) -> tuple[Tensor, Tensor]:
         """Spatial tokens: fused places averaged over a coarse grid of the image, for policies that need places.
 
@@ -151,7 +152,7 @@ class Student(nn.Module):
         return self.coarse(self.hidden(tokens, positions), present, positions, side)
 
     def coarse(
-        self, hidden: dict[str, Tensor], present: Tensor, positions: Tensor, side: int = 4
+        self, hidden: dict[str, Tensor], present: Tensor, positions: Tensor, side: int = SIDE
     ) -> tuple[Tensor, Tensor]:
         """The rest of `spatial`, as `fuse` is of `forward`."""
         present, cells, seen = self._without_missing(hidden, present), [], []
@@ -165,6 +166,13 @@ class Student(nn.Module):
     def _through(self, camera: str, device: torch.device) -> Tensor:
         """Which experts see through a camera, `[M]`."""
         return torch.tensor([camera_of(name) == camera for name in self.experts], device=device)
+
+    def look(
+        self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, side: int = SIDE
+    ) -> tuple[Tensor, Tensor]:
+        """The embeddings `[B, E]` of `forward` and the tokens `[B, side * side, D]` of `spatial`, from one pass."""
+        hidden = self.hidden(tokens, positions)
+        return self.fuse(hidden, present, positions).embedding, self.coarse(hidden, present, positions, side)[0]
 
     def _without_missing(self, hidden: dict[str, Tensor], present: Tensor) -> Tensor:
         if len(hidden) < len(self.experts):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rgb2pc_lib.learning.models import Fused, Student, initialise, place_features
+from rgb2pc_lib.learning.models import SIDE, Fused, Student, initialise, place_features
 
 
 class PointHead(nn.Module):
@@ -74,6 +74,14 @@ class PlaceStudent(Student):
     ) -> Fused:
         """One embedding per sample, as every student gives."""
         return super().forward(tokens, present, positions if self.knows_place else nowhere(present), noise)
+
+    def look(
+        self, tokens: dict[str, Tensor], present: Tensor, positions: Tensor, side: int = SIDE
+    ) -> tuple[Tensor, Tensor]:
+        """As every student's; where tokens lie decides the cell they count in, whether or not the adapters know it."""
+        told = positions if self.knows_place else nowhere(present)
+        hidden = self.hidden(tokens, told)
+        return self.fuse(hidden, present, told).embedding, self.coarse(hidden, present, positions, side)[0]
 
     def places(self, tokens: dict[str, Tensor], present: Tensor, noise: Tensor | None = None) -> Fused:
         """One embedding per place, `[B, K, E]`, and the gates; arguments as in `forward`. Absent places give zeros."""

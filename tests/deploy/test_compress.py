@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,11 +8,17 @@ import tiny
 import torch
 from PIL import Image
 
+from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, ordered_plans
 from rgb2pc_lib.deploy import frames, targets
+from rgb2pc_lib.deploy.backbones import Compact, SpatialHead
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
-from rgb2pc_lib.deploy.compress import augmented, export_run, train_compact
+from rgb2pc_lib.deploy.compress import augmented, train_compact
 from rgb2pc_lib.deploy.embed import Embedder
+from rgb2pc_lib.deploy.export import ThroughOnnx, export_run
+from rgb2pc_lib.deploy.stream import Stream
+from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.train import train
 
@@ -58,6 +66,74 @@ def test_it_learns_what_the_frames_tell(fused, tmp_path):
     held_out = run.summary["held-out"]
     assert held_out["R@10"] > 3 * 10 / run.summary["n_held_out"] and held_out["cosine"] > 0.3, held_out
     assert progress[-1].curve["held-out/cosine"] == pytest.approx(held_out["cosine"], abs=1e-5)
+    assert progress[-1].parts["spatial"] < 0.8 * progress[0].parts["spatial"]
+    assert progress[-1].curve["held-out/spatial R2"] == pytest.approx(held_out["spatial R2"], abs=1e-4)
+    assert held_out["spatial R2"] > 0.05, held_out  # a place's mean in every frame would be 0
+
+
+def test_spatial_tokens_are_the_fused_students(fused, tmp_path):
+    """Those of the targets come from packs, those of a frame from its experts: known here by the gatherer's batches."""
+    wanted = own_targets(fused, spatial=True)
+    assert wanted.spatial.shape == (len(wanted.files), 16, 32) and wanted.spatial.dtype == np.float32
+    samples, student = Data.open(fused.config).samples, fused.student()[0]
+    at, row = embedding_lattice(samples.pairing.finest_grid), 7
+    (batch,) = Gatherer(samples, fused.config.frame_copy).run(ordered_plans(samples, np.array([row]), 1, at))
+    tokens, seen = student.spatial(batch.tokens, batch.present, batch.positions)
+    key = samples.keys().loc[row, ["task", "episode", "step"]].tolist()
+    (place,) = np.flatnonzero((wanted.keys[["task", "episode", "step"]] == key).all(axis=1))
+    assert seen.all() and np.allclose(wanted.spatial[place], tokens[0].detach().numpy(), atol=1e-5)
+    validation = own_targets(fused, "validation", spatial=True)
+    assert len(validation.spatial) == len(validation.files) == (~wanted.held_out).sum()
+    again = wanted + wanted.take(np.array([place]))
+    assert np.array_equal(again.spatial[-1], wanted.spatial[place])
+
+
+def test_packs_of_another_training_are_not_distilled(fused, tmp_path):
+    shutil.copytree(fused.folder, tmp_path / "run")
+    other = Run(tmp_path / "run")
+    with np.load(other.file("embeddings.npz")) as z:
+        arrays = dict(z)
+    np.savez(other.file("embeddings.npz"), **arrays | {"student": -arrays["student"]})
+    with pytest.raises(InputError, match="its packs are not those that it was trained on: .* --no_spatial"):
+        own_targets(other, spatial=True)
+    assert own_targets(other).spatial is None
+
+
+def test_without_spatial_tokens_and_from_before_there_were_any(fused, tmp_path):
+    config = settings(fused, tmp_path / "run", steps=2, spatial=False)
+    assert [set(p.parts) for p in train_compact(config)] == [{"InfoNCE", "MSE"}] * 2
+    run = CompactRun.open(tmp_path / "run")
+    old = json.loads(run.file("config.json").read_text())
+    assert not old.pop("spatial") and old.pop("loss_spatial") == 1
+    run.file("config.json").write_text(json.dumps(old))  # as it was written when there was no such setting
+    run = open_run(tmp_path / "run")
+    network, frame = run.compact(), np.full((40, 50, 3), 99, np.uint8)
+    assert not run.config.spatial and network.look(torch.zeros(1, 32, 32, 3))[1] is None
+    assert Embedder.from_run(run).stream()(frame).spatial is None and "spatial R2" not in run.summary["held-out"]
+    with pytest.raises(InputError, match="gives no spatial tokens; train one that does"):
+        run.spatial()
+    seed = {"seed": 3, "weights": ""}
+    one, other = Compact("resnet18", 32, 8, **seed), Compact("resnet18", 32, 8, **seed, places=4, width=6)
+    more = other.state_dict()  # whether there are tokens changes nothing about how the rest begins
+    assert all(torch.equal(more[k], v) for k, v in one.state_dict().items()) and len(more) > len(one.state_dict())
+
+
+def test_the_map_is_shared_out_by_area():
+    head = SpatialHead(5, 4, 5).eval()
+    head.layers = torch.nn.Identity()
+
+    def shared(grid):
+        return head(grid).mT.unflatten(2, (4, 4))
+
+    fine = torch.rand(2, 5, 8, 8)
+    torch.testing.assert_close(shared(fine), fine.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5)))
+    torch.testing.assert_close(shared(torch.full((1, 5, 1, 1), 3.0)), torch.full((1, 5, 4, 4), 3.0))
+    odd = torch.zeros(1, 5, 7, 7)
+    odd[..., 1, 0] = 1  # in the first column; of the rows three quarters lie in the first place
+    assert shared(odd)[0, 0, :, 0].tolist() == pytest.approx([4 / 7 * 3 / 7, 4 / 7 * 1 / 7, 0, 0])
+    torch.testing.assert_close(shared(torch.ones(1, 5, 7, 7)), torch.ones(1, 5, 4, 4))
+    head.expect(torch.arange(80.0).view(16, 5), 2.0)
+    torch.testing.assert_close(head(torch.ones(1, 5, 4, 4)), torch.arange(80.0).view(1, 16, 5) + 2)
 
 
 def test_stopped_and_resumed_equals_uninterrupted(fused, tmp_path):
@@ -80,10 +156,13 @@ def test_more_frames_are_embedded_once_and_train_only(fused, tmp_path, monkeypat
     asked = []
 
     def embed(images):
-        asked.append(len(images))
         return torch.ones(len(images), tiny.TEACHER_WIDTH) * torch.from_numpy(images[:, :1, :1, 0].reshape(-1, 1) + 1.0)
 
-    monkeypatch.setattr(targets.Embedder, "from_run", lambda run, device: Embedder("fake", embed))
+    def look(images):
+        asked.append(len(images))
+        return embed(images), torch.ones(len(images), 16, 32) * embed(images)[:, :1, None]
+
+    monkeypatch.setattr(targets.Embedder, "from_run", lambda run, device: Embedder("fake", look))
     for i in range(20):
         path = tmp_path / "more" / "push" / "ep_new" / f"step_{i:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +171,8 @@ def test_more_frames_are_embedded_once_and_train_only(fused, tmp_path, monkeypat
     assert asked == [8, 8, 4] and found.embeddings[:, 0].tolist() == list(range(1, 21)) and not found.held_out.any()
     again = targets.more_targets(fused, tmp_path / "more", batch=8, progress=False)
     assert asked == [8, 8, 4] and np.array_equal(again.embeddings, found.embeddings)
+    spatial = targets.more_targets(fused, tmp_path / "more", batch=8, progress=False, spatial=True).spatial
+    assert spatial.shape == (20, 16, 32) and spatial[:, 3, 5].tolist() == list(range(1, 21)) and sum(asked) == 20
     config = settings(fused, tmp_path / "run", steps=2, more_rgb=(str(tmp_path / "more"),))
     list(train_compact(config))
     summary = CompactRun.open(tmp_path / "run").summary
@@ -100,7 +181,7 @@ def test_more_frames_are_embedded_once_and_train_only(fused, tmp_path, monkeypat
 
 
 def test_held_out_frames_cannot_slip_in(fused, tmp_path, monkeypatch):
-    one = Embedder("fake", lambda x: torch.ones(len(x), tiny.TEACHER_WIDTH))
+    one = Embedder("fake", lambda x: (torch.ones(len(x), tiny.TEACHER_WIDTH), torch.ones(len(x), 16, 32)))
     monkeypatch.setattr(targets.Embedder, "from_run", lambda run, device: one)
     config = settings(fused, tmp_path / "run", more_rgb=(fused.config.rgb_root,))
     with pytest.raises(InputError, match="held out as"):
@@ -141,6 +222,10 @@ def test_the_exported_file_is_checked_on_held_out_frames(fused, tmp_path):
     state = torch.load(run.file("torchvision.pth"), weights_only=True)
     assert torch.equal(state["conv1.weight"], run.compact().backbone.embedder.embedder.convolution.weight)
     assert run.summary["look_ahead"] == fused.summary["look_ahead"] != {}  # whose view it learned from
+    stream = Embedder.from_run(run).stream()
+    frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    for ours, theirs in zip(stream(frame), Stream(ThroughOnnx(run.file("model.onnx")))(frame), strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-4 * np.abs(ours).max())
     with pytest.raises(InputError, match="differs from the network"):
         export_run(run, limit=0.0)
     assert not run.file("model.onnx").exists()

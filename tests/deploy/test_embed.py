@@ -103,7 +103,7 @@ def test_experts_that_see_windows_give_the_numbers_of_their_packs(left, tmp_path
 
 def test_the_tool_writes_names_and_embeddings(left, tmp_path, monkeypatch, capsys):
     rgb = tiny.write_frames(tmp_path / "rgb", left)
-    one = Embedder("one", lambda images: torch.from_numpy(images[:, :2, 0, 0].astype(np.float32)))
+    one = Embedder("one", lambda images: (torch.from_numpy(images[:, :2, 0, 0].astype(np.float32)), None))
     monkeypatch.setattr(Embedder, "from_run", lambda run, device, weights: one)
     for name in ("e.npz", "e.parquet"):
         assert tool.main(["runs/x", str(rgb / "pull" / "ep_1"), "--out", str(tmp_path / name)]) == 0

@@ -22,7 +22,7 @@ SIZE = 48
 
 def trained_like(name="resnet18"):
     """A network whose batch norms have statistics like a trained one's."""
-    network, draw = Compact(name, SIZE, 8, seed=1), torch.Generator().manual_seed(2)
+    network, draw = Compact(name, SIZE, 8, seed=1, places=4, width=6), torch.Generator().manual_seed(2)
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             for tensor, low, high in (
@@ -57,6 +57,16 @@ def test_images_in_every_form_give_the_embedders_numbers(compact):
     ours, theirs = eyes(torch.tensor(large).permute(0, 3, 1, 2)).numpy(), Embedder.from_run(compact)(large)
     assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
     assert eyes.grid(images.view(2, 2, 3, SIZE, SIZE)).shape == (2, 2, 512, 2, 2)
+    embedding, spatial = eyes.look(images.view(2, 2, 3, SIZE, SIZE))
+    wanted = Embedder.from_run(compact).look(frames).spatial
+    assert torch.equal(embedding, eyes(images).view(2, 2, 8)) and spatial.shape == (2, 2, 16, 6)
+    np.testing.assert_allclose(spatial.flatten(0, 1), wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    assert eyes.spatial_dim == 6
+
+
+def test_a_network_without_spatial_tokens_says_so():
+    eyes = PolicyBackbone(Compact("resnet18", 32, 8))
+    assert eyes.spatial_dim == 0 and eyes.look(torch.rand(1, 3, 32, 32))[1] is None
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -65,7 +75,8 @@ def test_it_is_frozen_or_tuned_and_keeps_its_statistics(compact, freeze):
     policy = nn.Sequential(eyes, nn.Linear(8, 2)).train()
     before = {k: v.clone() for k, v in eyes.state_dict().items()}
     optimiser = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], 0.1)
-    policy(torch.rand(4, 3, SIZE, SIZE)).square().mean().backward()
+    images = torch.rand(4, 3, SIZE, SIZE)
+    (policy(images).square().mean() + eyes.look(images)[1].square().mean()).backward()
     optimiser.step()
     moved = {k for k, v in eyes.state_dict().items() if not torch.equal(v, before[k])}
     assert not {k for k in moved if "running" in k or "num_batches" in k} and eyes.training

@@ -23,6 +23,7 @@ from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import EXPERTS, STANDINS, load_encoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import Student
+from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
 from rgb2pc_lib.learning.runs import Config, Run, build_student
 
 OFFICIAL = sorted(set(EXPERTS) - set(STANDINS))
@@ -182,14 +183,26 @@ def test_a_stream_says_what_is_wrong_with_its_frames(live, rgb):
 
 
 def test_a_compact_student_streams_frames_of_any_size():
-    network = Compact("resnet18", 32, 8).eval()
+    network = Compact("resnet18", 32, 8, places=4, width=6).eval()
     stream, rng = Stream(ThroughPixels(network)), np.random.default_rng(0)
     for height, width in ((20, 30), (64, 48)):
         frame = rng.integers(0, 256, (height, width, 3), np.uint8)
         small = np.array(Image.fromarray(frame).resize((32, 32), Image.Resampling.BILINEAR))
         found = stream(frame)
-        expected = network(torch.from_numpy(small)[None]).detach().numpy()[0]
-        assert found.spatial is None and np.allclose(found.embedding, expected, atol=1e-6)
+        expected = [x.detach().numpy()[0] for x in network.look(torch.from_numpy(small)[None])]
+        assert found.spatial.shape == (16, 6) and all(map(partial(np.allclose, atol=1e-6), found, expected))
+
+
+def test_a_student_of_places_streams_what_it_embeds():
+    """One that aligns places alone has no places in its adapters, live too."""
+    student = PlaceStudent({"a": 8}, 16, head=PointHead("xyz", 3, 16), knows_place=False).eval()
+    draw = torch.Generator().manual_seed(0)
+    tokens, at = {"a": torch.randn(1, 9, 8, generator=draw)}, torch.rand(1, 9, 2, generator=draw)
+    present = torch.ones(1, 9, 1, dtype=torch.bool)
+    embedding, spatial = student.look(tokens, present, at)
+    assert torch.equal(embedding, student(tokens, present, at).embedding)
+    assert not torch.allclose(embedding, student.fuse(student.hidden(tokens, at), present, at).embedding)
+    assert torch.equal(spatial.any(-1), student.spatial(tokens, present, at)[1]) and not spatial.any(-1).all()
 
 
 @pytest.fixture(scope="module")
