@@ -29,6 +29,7 @@ from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings
 from rgb2pc_lib.judging.loop.proof import HEADS, ProofSettings, prove, read_proof
 from rgb2pc_lib.judging.loop.representations import Representation, Source, Teacher
+from rgb2pc_lib.judging.loop.scenes import LOOKS
 from rgb2pc_lib.judging.loop.tuned import Tuned
 from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config
@@ -62,6 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--heads", type=int, default=3, help="head seeds that share them (default: %(default)s)")
     p.add_argument("--head", choices=[*HEADS], default="mlp", help="the policy's head (default: %(default)s)")
     p.add_argument("--head_steps", type=int, default=HeadSettings().steps, help="default: %(default)s")
+    p.add_argument("--looks", nargs="+", choices=[*LOOKS], default=[*LOOKS], help="default: both")
     p.add_argument("--first_seed", type=int, default=9000, help="of the scenes (default: %(default)s)")
     p.add_argument("--scenes", type=int, default=8, help="side by side in a process (default: %(default)s)")
     p.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 2), help="default: %(default)s")
@@ -86,7 +88,14 @@ def chosen(found: dict[str, list[Representation]], only: list[str] | None) -> di
 def main(argv: list[str] | None = None) -> None:
     a = parse(argv)
     settings = ProofSettings(
-        a.rollouts, a.heads, a.first_seed, a.head, HeadSettings(steps=a.head_steps), a.scenes, a.processes
+        a.rollouts,
+        a.heads,
+        a.first_seed,
+        a.head,
+        HeadSettings(steps=a.head_steps),
+        a.scenes,
+        a.processes,
+        tuple(a.looks),
     )
     from rgb2pc_lib.recordings import sim  # not needed for --help, slow, and an optional extra
 

@@ -23,10 +23,10 @@ _FARTHEST = 5.0  # standard deviations: what is farther from the training steps 
 class HeadSettings:
     """How a head is trained; the same for all that are compared."""
 
-    steps: int = 2000
-    batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 1e-3
+    steps: int = 3000
+    batch_size: int = 256
+    lr: float = 5e-3
+    weight_decay: float = 0.03
     hidden: int = 256  # width of its two hidden layers
     dropout: float = 0.5  # share of what it reads of a representation left out in training; what is told never is
     few: int = 8  # principal components of a representation that the second of two heads reads; 0: there is no second

@@ -57,6 +57,7 @@ class ProofSettings:
     training: HeadSettings = HeadSettings()
     scenes: int = 8  # side by side in a process
     processes: int = 2
+    looks: tuple[str, ...] = tuple(LOOKS)  # which are rolled out
 
     def __post_init__(self):
         if self.head not in HEADS:
@@ -68,7 +69,7 @@ class ProofSettings:
     @property
     def fixed(self) -> dict:
         """Those that make other roll-outs when they change; more of them, or faster, may come later."""
-        free = ("rollouts", "scenes", "processes")
+        free = ("rollouts", "scenes", "processes", "looks")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
 
 
@@ -108,7 +109,7 @@ def plan(
         seeds = range(settings.first_seed + head, settings.first_seed + settings.rollouts, settings.heads)
         for task in tasks:
             for name, variants in line_up.items():
-                every = [(look, seed) for look in LOOKS for seed in seeds]
+                every = [(look, seed) for look in settings.looks for seed in seeds]
                 wanted = tuple(each for each in every if (name, task, *each) not in there)
                 if wanted:
                     one, features = variants[head % len(variants)], variant_name(name, head, variants)
