@@ -80,7 +80,9 @@ def list_robotwin(
             files_of = [EpisodeFile(path, every, i, FRAMES[g], options) for i, (g, _) in enumerate(found.values())]
             one, (frames, *others) = files_of[0], [number for _, number in found.values()]
             if set(others) - {frames}:
-                raise InputError(f"{path}: its cameras have {frames} and {others[0]} frames; import them one by one")
+                raise InputError(
+                    f"{path}: its cameras differ in their frames, {sorted({frames, *others})}; import them one by one"
+                )
             names = short_names([*found])
             more = {name: more.images for name, more in zip(names[1:], files_of[1:], strict=True)}
             recordings.append(Recording(task, episode, frames, one.read, one.state, about, names[0], more))
