@@ -13,6 +13,7 @@ import torch
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.frames import resized
+from rgb2pc_lib.deploy.stream import Moment, alone
 from rgb2pc_lib.errors import InputError
 
 OPSET = 20
@@ -111,10 +112,10 @@ class ThroughOnnx:
         self.size = self.session.get_inputs()[0].shape[1]
 
     def __call__(
-        self, pasts: Sequence[Sequence[np.ndarray]], done: Callable[[str], None] = lambda part: None
+        self, pasts: Sequence[Sequence[Moment]], done: Callable[[str], None] = lambda part: None
     ) -> tuple[torch.Tensor, None]:
         """Embeddings `[n, E]` of the newest frames, `[H, W, 3]` uint8 of any size."""
-        small = np.stack([resized(past[-1], self.size) for past in pasts])
+        small = np.stack([resized(frame, self.size) for frame in alone(pasts)])
         done("resizing")
         found = self.session.run(None, {"images": small})[0]
         done("network")

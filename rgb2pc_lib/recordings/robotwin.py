@@ -74,7 +74,7 @@ def list_robotwin(
         with faults.at(f"{task}/{episode}"):
             with _open(path) as file:
                 found = _frames(path, file, [options.camera, *options.more])
-            about = {"source": path.name, "bytes": path.stat().st_size}
+            about: dict[str, str | int] = {"source": path.name, "bytes": path.stat().st_size}
             about |= {"camera": ", ".join(found), "channels": options.channels, "cloud_frame": options.cloud_frame}
             every = [f"{group}/{camera}" for camera, (group, _) in found.items()]
             files_of = [EpisodeFile(path, every, i, FRAMES[g], options) for i, (g, _) in enumerate(found.values())]
