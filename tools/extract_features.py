@@ -103,8 +103,8 @@ def main(argv=None) -> int:
         layout |= dict(tasks=args.tasks, exclude=workspace.exclude)
         if args.dry_run:
             for name, out in outs.items():
-                expert = describe(encoder_of(name), weights.get(encoder_of(name)))
-                print(disk_needs(expert, roots[name], out, **layout), flush=True)
+                known = describe(encoder_of(name), weights.get(encoder_of(name)))
+                print(disk_needs(known, roots[name], out, **layout), flush=True)
             return 0
         faults = {name: Faults() for name in outs}
         for name, out in outs.items():

@@ -168,7 +168,7 @@ class Embedder:
         ((2, 16), (2, 16, 16))
         """
         given = dict(images) if isinstance(images, Mapping) else {"": images}
-        arrays = {camera: np.asarray(one) for camera, one in given.items() if one is not None}
+        arrays = {camera: np.ascontiguousarray(one) for camera, one in given.items() if one is not None}
         for one in arrays.values():
             if one.dtype != np.uint8 or one.ndim != 4 or one.shape[-1] != 3:
                 raise InputError(f"expected RGB images [B, H, W, 3] in uint8, found {list(one.shape)} in {one.dtype}")

@@ -23,6 +23,7 @@ from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.frames import frame_cache, resized
 from rgb2pc_lib.deploy.lighter import to_fp16, to_int8
 from rgb2pc_lib.deploy.policy import save_torchvision
+from rgb2pc_lib.deploy.stream import Moment, alone
 from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import unit
@@ -142,10 +143,10 @@ class ThroughOnnx:
         self.size = self.session.get_inputs()[0].shape[1]
 
     def __call__(
-        self, pasts: Sequence[Sequence[np.ndarray]], done: Callable[[str], None] = lambda part: None
+        self, pasts: Sequence[Sequence[Moment]], done: Callable[[str], None] = lambda part: None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings `[n, E]`, and spatial tokens, of the newest frames, `[H, W, 3]` uint8 of any size."""
-        small = np.stack([resized(past[-1], self.size) for past in pasts])
+        small = np.stack([resized(frame, self.size) for frame in alone(pasts)])
         done("resizing")
         found = [torch.from_numpy(x) for x in self.session.run(None, {"images": small})]
         done("network")

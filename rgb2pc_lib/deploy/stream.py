@@ -101,6 +101,15 @@ def _seen(expert: str, past: Sequence[Moment]) -> Tensor:
     return torch.from_numpy(np.stack([frame for frame in found if frame is not None]))
 
 
+def alone(pasts: Sequence[Sequence[Moment]]) -> list[np.ndarray]:
+    """The newest frames, of what sees through one camera. Raises InputError for frames by camera."""
+    found = [past[-1] for past in pasts]
+    frames = [frame for frame in found if not isinstance(frame, Mapping)]
+    if len(frames) < len(found):
+        raise InputError("a compact student sees through one camera, whose frames have no names; give them alone")
+    return frames
+
+
 @dataclass(frozen=True)
 class ThroughPixels:
     """A compact student, which sees the frame itself."""
@@ -110,9 +119,7 @@ class ThroughPixels:
 
     @torch.no_grad()
     def __call__(self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody) -> tuple[Tensor, Tensor | None]:
-        if isinstance(pasts[0][-1], Mapping):
-            raise InputError("a compact student sees through one camera, whose frames have no names; give them alone")
-        small = torch.from_numpy(np.stack([resized(past[-1], self.network.size) for past in pasts]))
+        small = torch.from_numpy(np.stack([resized(frame, self.network.size) for frame in alone(pasts)]))
         done("resizing")
         looked = self.network.look(small.to(self.network.head.weight.device))
         done("network")

@@ -159,7 +159,12 @@ class Student(nn.Module):
         for camera in self.cameras:
             here = present & self._through(camera, present.device)
             regions = _blocks(here, positions, side)
-            cells.append(self._pooled(hidden, self._gates(hidden, here, None), {camera: regions}))
+            own = {name: h for name, h in hidden.items() if camera_of(name) == camera}
+            if own:
+                cells.append(self._pooled(own, self._gates(hidden, here, None), {camera: regions}))
+            else:  # it is missing
+                some = next(iter(hidden.values()))
+                cells.append(some.new_zeros(len(some), regions.shape[2], some.shape[2]))
             seen.append(regions.sum(1) > 0)
         return torch.cat(cells, 1), torch.cat(seen, 1)
 

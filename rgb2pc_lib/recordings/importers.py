@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +48,7 @@ class Recording:
     about: dict[str, str | int] = field(default_factory=dict)  # what else decides what is written, such as the camera
     camera: str = ""  # what the first one is called, where there are several
     # further camera -> its images, likewise; clouds are those of the first
-    more: dict[str, Callable[[range], Iterator[np.ndarray]]] = field(default_factory=dict)
+    more: Mapping[str, Callable[[range], Iterator[np.ndarray]]] = field(default_factory=dict)
 
 
 def import_recordings(

@@ -74,13 +74,15 @@ def list_robotwin(
         with faults.at(f"{task}/{episode}"):
             with _open(path) as file:
                 found = _frames(path, file, [options.camera, *options.more])
-            about = {"source": path.name, "bytes": path.stat().st_size}
+            about: dict[str, str | int] = {"source": path.name, "bytes": path.stat().st_size}
             about |= {"camera": ", ".join(found), "channels": options.channels, "cloud_frame": options.cloud_frame}
             every = [f"{group}/{camera}" for camera, (group, _) in found.items()]
             files_of = [EpisodeFile(path, every, i, FRAMES[g], options) for i, (g, _) in enumerate(found.values())]
             one, (frames, *others) = files_of[0], [number for _, number in found.values()]
             if set(others) - {frames}:
-                raise InputError(f"{path}: its cameras have {frames} and {others[0]} frames; import them one by one")
+                raise InputError(
+                    f"{path}: its cameras differ in their frames, {sorted({frames, *others})}; import them one by one"
+                )
             names = short_names([*found])
             more = {name: more.images for name, more in zip(names[1:], files_of[1:], strict=True)}
             recordings.append(Recording(task, episode, frames, one.read, one.state, about, names[0], more))

@@ -16,7 +16,7 @@ from rgb2pc_lib.errors import InputError
 
 CORNER, WRIST = "corner", "wrist"
 MORE = (CORNER, WRIST)  # further cameras: a fixed one in the opposite corner, and one on the hand
-_WRIST_FROM, _WRIST_TO = (0.0, -0.12, 0.03), (0.0, 0.03, -0.10)  # m from the hand, world axes: stands at, looks at
+_WRIST_FROM, _WRIST_TO = (0.15, -0.05, 0.05), (0.0, 0.02, -0.10)  # m from the hand, world axes: stands at, looks at
 _WRIST_FOVY = 75.0  # degrees, vertical
 
 

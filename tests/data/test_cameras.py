@@ -65,20 +65,17 @@ def test_points_belong_to_the_camera_that_saw_them(tmp_path):
     assert Config(route="geometric").with_workspace(workspace.only("left@head")).aligns
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The latent is told by the wrist's camera alone: "left" there, while "right" sees through the head's."""
-    root = tmp_path_factory.mktemp("two")
-    made = tiny.make(root, "left", episodes=4)
-    experts = {"right@head": made.experts["right"], "left@wrist": made.experts["left"]}
-    roots = {"head": root / "rgb", "wrist": root / "rgb_wrist"}
-    return Workspace(teacher=made.teacher, rgb=roots["head"], experts=experts, cameras=roots)
-
-
-def test_whole_cameras_are_left_out_too(two):
-    samples = select(pair(two))
-    keep = np.concatenate([Planner(samples, np.arange(96), 32, 8, 0, drop=0.5)(n).keep for n in range(12)])
-    assert keep.any(1).all()
-    assert 0.6 < keep[:, 0].mean() < 0.9 and 0.6 < (~keep).any(1).mean() < 0.99
-    again = Planner(samples, np.arange(96), 32, 8, 0, drop=0.5, drop_batches=2)
-    assert not again(1).keep.all() and again(2).keep.all()
+def test_whole_cameras_are_left_out_too(tmp_path):
+    made = tiny.make(tmp_path, "left", episodes=4)
+    experts = {
+        "left@head": made.experts["left"],
+        "left@wrist": made.experts["left"],
+        "right@wrist": made.experts["right"],
+    }
+    roots = {"head": tmp_path / "rgb", "wrist": tmp_path / "rgb_wrist"}
+    samples = select(pair(Workspace(teacher=made.teacher, rgb=roots["head"], experts=experts, cameras=roots)))
+    planner = Planner(samples, np.arange(96), 32, 8, 0, drop=0.3, drop_batches=20)
+    keep = np.concatenate([planner(n).keep for n in range(20)])
+    together = np.corrcoef(keep.T)
+    assert keep.any(1).all() and together[0, 1] < -0.1 and together[1, 2] > 0.05  # the wrist's two go together
+    assert planner(20).keep.all()

@@ -216,7 +216,7 @@ def two_cameras(rgb, tmp_path_factory):
             Image.fromarray(read_image(file)[::-1]).save(roots["wrist"] / task / episode / file.name)
     experts = {f"xfeat@{camera}": root / f"features_{camera}" for camera in roots}
     for frames, out in zip(roots.values(), experts.values(), strict=True):
-        extract(load_encoder("xfeat"), frames, out, window=1, stride=1, progress=False)
+        extract(load_encoder("xfeat"), frames, out, window=1, stride=1, dtype="fp32", progress=False)
     workspace = Workspace(rgb=rgb, cameras=roots, experts=experts)
     return finished(root / "run", workspace), workspace
 

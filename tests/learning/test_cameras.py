@@ -57,9 +57,10 @@ def test_spatial_tokens_come_camera_by_camera():
     tokens, present, positions = batch()
     both, seen = model.spatial(tokens, present, positions, side=2)
     assert both.shape == (3, 8, 12) and seen.shape == (3, 8)
-    present[..., 2] = False
-    head, there = model.spatial(tokens, present, positions, side=2)
-    assert torch.allclose(head[:, :4], both[:, :4]) and not head[:, 4:].any() and not there[:, 4:].any()
+    alone = batch(names=("a@head", "b@head"))[0]
+    for given, whole in ((alone, present), (tokens, present & torch.tensor([True, True, False]))):
+        head, there = model.spatial(given, whole, positions, side=2)
+        assert torch.allclose(head[:, :4], both[:, :4]) and not head[:, 4:].any() and not there[:, 4:].any()
 
 
 def test_the_gates_say_how_much_each_camera_counts(tmp_path):
