@@ -174,7 +174,9 @@ def retrained(config: Config, decided: Exclusions, out: Path, seeds: int = 3) ->
     """
     sides = [config.workspace.excluding(()), config.workspace.excluding(decided.lines)]
     rows = [_retraining(config.with_workspace(side), seed, out) for side in sides for seed in range(seeds)]
-    train_missing(rows)
+    train_missing(
+        list({config.folder: (name, config) for name, config in rows}.values())
+    )  # one where nothing is decided
     runs = [Run.open(c.folder) for _, c in rows]
     return Versus.of(runs[:seeds], runs[seeds:], decided)
 

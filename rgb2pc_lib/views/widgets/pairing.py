@@ -37,7 +37,7 @@ class PairingBrowser(StepBrowser):
     >>> browser = PairingBrowser(workspace, pairing, checks, Path("bad.toml"))  # in a notebook  # doctest: +SKIP
     >>> browser.verdicts  # doctest: +SKIP
     >>> browser.tick_flagged()  # doctest: +SKIP
-    >>> browser.shift_found(*browser.ticked)  # each by what the checks found  # doctest: +SKIP
+    >>> browser.shift_found(browser.ticked)  # each by what the checks found  # doctest: +SKIP
     >>> workspace.excluding(browser.decided.lines)  # what training uses then  # doctest: +SKIP
     >>> PairingBrowser(workspace, pairing).static("hammer", "episode_0001", "step_0003")  # doctest: +SKIP
     """
@@ -104,8 +104,8 @@ class PairingBrowser(StepBrowser):
         here = self.chosen[:2]
         self.go(*flagged[(flagged.index(here) + 1) % len(flagged) if here in flagged else 0])
 
-    def exclude(self, *episodes: str, why: str = "") -> None:
-        """Leave out episodes, each named "task/episode"; none named: the one shown. The reason is what the checks say.
+    def exclude(self, episodes: Iterable[str] | None = None, why: str = "") -> None:
+        """Leave out episodes, each named "task/episode"; None: the one shown. The reason is what the checks say.
 
         Raises InputError for an episode that is not there, as the other decisions do.
         """
@@ -114,18 +114,18 @@ class PairingBrowser(StepBrowser):
         kept = self.decided.without(*names)
         self._decide(dataclasses.replace(kept, out=kept.out | out))
 
-    def shift(self, by: int, *episodes: str) -> None:
-        """Pair every step of episodes (none named: the one shown) with the cloud of so many steps later."""
+    def shift(self, by: int, episodes: Iterable[str] | None = None) -> None:
+        """Pair every step of episodes (None: the one shown) with the cloud of so many steps later."""
         self._shift(dict.fromkeys(self._named(episodes), by))
 
-    def shift_found(self, *episodes: str) -> None:
-        """Shift episodes (none named: the one shown), each by what the checks found; those not flagged by nothing."""
+    def shift_found(self, episodes: Iterable[str] | None = None) -> None:
+        """Shift episodes (None: the one shown), each by what the checks found; those not flagged by nothing."""
         names = self._named(episodes)
         found = dict(zip(self._verdict_names(), self.suspects["shift"].tolist(), strict=True))
         self._shift({name: found.get(name, 0) for name in names})
 
-    def keep(self, *episodes: str) -> None:
-        """Take back what was decided of episodes; none named: of the one shown."""
+    def keep(self, episodes: Iterable[str] | None = None) -> None:
+        """Take back what was decided of episodes; None: of the one shown."""
         self._decide(self.decided.without(*self._named(episodes)))
 
     @property
@@ -139,8 +139,9 @@ class PairingBrowser(StepBrowser):
         self.table.ticked = []
         self.table.tick(*flagged)
 
-    def _named(self, episodes: tuple[str, ...]) -> list[str]:
-        names = list(episodes) or ["/".join(self.chosen[:2])]
+    def _named(self, episodes: Iterable[str] | None) -> list[str]:
+        shown = ["/".join(self.chosen[:2])]
+        names = shown if episodes is None else [episodes] if isinstance(episodes, str) else list(episodes)
         known = {"/".join(key) for key in self.steps}
         if unknown := [n for n in names if n not in known]:
             raise InputError(
@@ -187,15 +188,15 @@ class PairingBrowser(StepBrowser):
         self.each_by = widgets.IntText(layout=widgets.Layout(width="70px"))
         many = {
             "flagged": ("tick the flagged ones", lambda: self.tick_flagged()),
-            "exclude": ("exclude the ticked ones", lambda: self.exclude(*self.ticked)),
-            "found": ("shift each ticked one as found", lambda: self.shift_found(*self.ticked)),
-            "shift": ("shift the ticked ones by", lambda: self.shift(self.each_by.value, *self.ticked)),
-            "keep": ("keep the ticked ones as filed", lambda: self.keep(*self.ticked)),
+            "exclude": ("exclude the ticked ones", lambda: self.exclude(self.ticked)),
+            "found": ("shift each ticked one as found", lambda: self.shift_found(self.ticked)),
+            "shift": ("shift the ticked ones by", lambda: self.shift(self.each_by.value, self.ticked)),
+            "keep": ("keep the ticked ones as filed", lambda: self.keep(self.ticked)),
         }
         self.many = {}
         for name, (text, act) in many.items():
             button = self.many[name] = widgets.Button(description=text, layout=snug)
-            button.on_click(lambda _, act=act, name=name: act() if self.ticked or name == "flagged" else None)
+            button.on_click(lambda _, act=act: act())
             if name == "shift":
                 self.many["by"] = self.each_by
         self.table.observe(self._draw_ticked, "ticked")

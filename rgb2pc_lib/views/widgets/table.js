@@ -55,7 +55,7 @@ export default {
           row.append(cell);
         }
         row.append(...texts.map((text, i) => make("td", { textContent: text, title: text, className: numeric[i] ? "number" : "" })));
-        row.onclick = (e) => e.target.type !== "checkbox" && model.send({ open: key });
+        row.onclick = (e) => { if (e.target.type !== "checkbox") model.send({ open: key }); }; // false would undo the tick
         return row;
       }));
     };

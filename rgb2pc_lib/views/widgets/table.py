@@ -38,7 +38,7 @@ class Table(anywidget.AnyWidget):
     rows = traitlets.Unicode("[]").tag(sync=True)  # JSON: [key, [texts]] of each row that is shown
     ticked = traitlets.List(traitlets.Unicode()).tag(sync=True)  # keys, in the order in which they were ticked
     opened = traitlets.Unicode().tag(sync=True)  # key of the row that is marked
-    order = traitlets.List([]).tag(sync=True)  # [column, descending]; none: as given
+    order: Any = traitlets.List([]).tag(sync=True)  # [column, descending]; none: as given
     find = traitlets.Unicode().tag(sync=True)
     said = traitlets.Unicode().tag(sync=True)  # how many there are, or what is wrong with the search
     letters = traitlets.Bool(False).tag(sync=True)  # the ticked ones are called A, B

@@ -117,10 +117,10 @@ def test_several_episodes_are_ticked_and_decided_at_once(left, tmp_path):
     assert set(browser.decided.out) == {"push/ep_1"}
     browser.table._told(None, {"open": "pull/ep_0"}, None)
     assert browser.chosen[:2] == ("pull", "ep_0") and browser.table.opened == "pull/ep_0"
-    browser.exclude("pull/ep_3", why="the hand is in the way")
+    browser.exclude(["pull/ep_3"], why="the hand is in the way")
     assert Exclusions.read(tmp_path / "bad.toml").out["pull/ep_3"] == "the hand is in the way"
     with pytest.raises(InputError, match="pull/ep_9: no such episode"):
-        browser.shift(1, "pull/ep_0", "pull/ep_9")
+        browser.shift(1, ["pull/ep_0", "pull/ep_9"])
     assert "pull/ep_0" not in browser.decided.shift
     before = browser.decided
     browser.table.ticked = []
