@@ -163,7 +163,7 @@ def test_commands_in_the_pages_have_the_flags_that_are_used(page):
 def test_settings_named_in_the_pages_exist():
     known = {f.name for c in (Config, CompactConfig) for f in dataclasses.fields(c)}
     known |= set(re.findall(r'"--(\w+)"', "".join(read(path) for path in PROJECT.glob("tools/*.py"))))
-    known |= {"help", "nproc_per_node", "no_onnx"}  # of every tool, of torchrun, and the opposite of a switch
+    known |= {"help", "nproc_per_node", "no_onnx", "no_spatial"}  # of every tool, of torchrun, opposites of switches
     for page in PAGES:
         for flag in re.findall(r"`--(\w+)", read(page)):
             assert flag in known, f"{page.name}: --{flag}"

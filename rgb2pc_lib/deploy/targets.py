@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,7 +132,7 @@ def more_targets(
             made = zip(("embeddings", "spatial"), zip(*looks, strict=True), strict=True)
             known[key] = tables = {name: np.concatenate(parts) for name, parts in made}
             bar.update(len(frames))
-            write_atomic(stores[key], partial(np.savez, **tables))
+            write_atomic(stores[key], partial(_save, tables))
     files = [file for key in episodes for file in episodes[key]]
     steps = [(t, e, step_name(file.name), i) for (t, e), some in episodes.items() for i, file in enumerate(some)]
     keys = pd.DataFrame(steps, columns=["task", "episode", "step", "time"])
@@ -143,6 +144,11 @@ def _home(run: Run) -> Path:
     """Where the cache keeps what this student makes."""
     weights = hashlib.sha256(run.file("model.safetensors").read_bytes()).hexdigest()[:16]
     return CACHE / "targets" / weights
+
+
+def _save(tables: dict[str, np.ndarray], store: Path) -> None:
+    arrays: dict[str, Any] = {**tables}
+    np.savez(store, **arrays)
 
 
 def _stored(store: Path, *wanted: str) -> dict[str, np.ndarray] | None:

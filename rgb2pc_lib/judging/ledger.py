@@ -85,8 +85,9 @@ def quality(compacts: dict[str, CompactRun], fused: Run) -> Judgement:
         rows[name] = judge_run(run, questions)
     spatial = {name: run.spatial() for name, run in compacts.items() if run.config.spatial}
     if spatial:
-        places = {**blocks[SIDE], FUSED: own_targets(fused, spatial=True).spatial, **spatial}
-        for name, tokens in places.items():
+        wanted = own_targets(fused, spatial=True).spatial
+        assert wanted is not None  # as they were asked for
+        for name, tokens in {**blocks[SIDE], FUSED: wanted, **spatial}.items():
             row, episodes = judge_places(tokens, questions, e["student"].shape[1])
             rows[name] = rows[name][0] | row, pd.concat([rows[name][1], episodes], ignore_index=True)
         for name in spatial:

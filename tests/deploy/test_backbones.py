@@ -8,10 +8,10 @@ from rgb2pc_lib.errors import InputError
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_embeds_and_is_its_seeds_alone(name):
     torch.manual_seed(1)
-    one = Compact(name, 64, 16, seed=3)
+    one = Compact(name, 64, 16, seed=3, places=4, width=6)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    two = Compact(name, 64, 16, seed=3)
+    two = Compact(name, 64, 16, seed=3, places=4, width=6)
     assert torch.equal(torch.get_rng_state(), state)  # nothing is taken from the global generator
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
     other = Compact(name, 64, 16, seed=4)
@@ -20,6 +20,9 @@ def test_every_backbone_embeds_and_is_its_seeds_alone(name):
     out = one.eval()(images)
     assert out.shape == (3, 16) and out.isfinite().all() and out.std() > 0
     assert torch.equal(one(images.float()), out)
+    embedding, spatial = one.look(images)
+    assert torch.equal(embedding, out) and spatial.shape == (3, 16, 6)
+    assert spatial.isfinite().all() and spatial.std() > 0
 
 
 def test_the_head_knows_where_things_are():
