@@ -50,7 +50,14 @@ show(curves_figure([distilled]))
 run = await panel.run(fusion="weighted")
 """
 _CONTRAST = """(selector) => {
-  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const pen = document.createElement('canvas').getContext('2d');
+  const rgb = (text) => { // whatever a colour is written as
+    pen.clearRect(0, 0, 1, 1);
+    pen.fillStyle = text;
+    pen.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
   const linear = (v) => v <= 10 ? v / 3294 : ((v / 255 + .055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
   const over = ([r, g, b, a = 1], under) => [r, g, b].map((v, i) => a * v + (1 - a) * under[i]);
