@@ -13,7 +13,7 @@ from rgb2pc_lib.judging.loop.proof import film_file
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION
 from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER
 from rgb2pc_lib.views.look import ALARM, plain
-from rgb2pc_lib.views.plots import colour
+from rgb2pc_lib.views.plots import colour, mark, task_colours
 
 
 def success_figure(cells: pd.DataFrame) -> Figure:
@@ -25,14 +25,15 @@ def success_figure(cells: pd.DataFrame) -> Figure:
     names, tasks = list(dict.fromkeys(cells["representation"])), list(dict.fromkeys(cells["task"]))
     experts = [n.removesuffix(" only") for n in names if n.endswith(" only")]
     figure = Figure(figsize=(6.5 * len(looks), 1.6 + 0.32 * len(names)), layout="constrained")
-    tints = {task: f"C{i % 10}" for i, task in enumerate(tasks)}
+    tints = task_colours(tasks)
     for axes, look in zip(np.atleast_1d(figure.subplots(1, len(looks), sharey=True)), looks, strict=True):
         some = cells[cells["look"] == look]
         for i, name in enumerate(names):
             of = some[some["representation"] == name]
             axes.barh(i, of["success"].mean(), color=_colour(name, experts), alpha=0.55)
             shift = np.linspace(-0.28, 0.28, len(of)) if len(of) > 1 else [0.0]
-            axes.scatter(of["success"], i + np.array(shift), s=14, color=[tints[t] for t in of["task"]], zorder=3)
+            for x, y, task in zip(of["success"], i + np.array(shift), of["task"], strict=True):
+                axes.plot(x, y, mark(task, tasks), ms=4, color=tints[task], zorder=3)
         least, most = some["roll-outs"].min(), some["roll-outs"].max()
         n = f"{least}" if least == most else f"{least} to {most}"
         axes.set(xlim=(-0.02, 1.02), xlabel="success (bar: mean over tasks)")
@@ -41,7 +42,7 @@ def success_figure(cells: pd.DataFrame) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     axes.invert_yaxis()
     for task, tint in tints.items():
-        axes.scatter([], [], s=14, color=tint, label=plain(task))
+        axes.plot([], [], mark(task, tasks), ms=4, color=tint, label=plain(task))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
@@ -79,17 +80,18 @@ def errors_figure(table: pd.DataFrame) -> Figure:
     """Held-out action errors of every representation with their intervals, from `actions.error_table`."""
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(table)), layout="constrained")
     axes = figure.subplots()
-    tints = [
-        "0.3" if said in ("", "not told apart") else "#009e73" if said == "better" else ALARM for said in table["is"]
-    ]
+    known = {"": ("0.3", "o"), "not told apart": ("0.3", "o"), "better": ("#009e73", "<")}  # a lower error is better
+    looks = [known.get(said, (ALARM, ">")) for said in table["is"]]
     for i, row in enumerate(table.itertuples()):
-        axes.plot([row.low, row.high], [i, i], color=tints[i], lw=4, alpha=0.4)
-        axes.plot(row.error, i, "o", color=tints[i], ms=7)
+        axes.plot([row.low, row.high], [i, i], color=looks[i][0], lw=4, alpha=0.4)
+        axes.plot(row.error, i, looks[i][1], color=looks[i][0], ms=7)
     base = table.loc[table["is"] == "", ["representation", "error"]].iloc[0]
     axes.axvline(base["error"], color="0.5", lw=1, ls=":")
     axes.set_yticks(range(len(table)), [plain(name) for name in table["representation"]])
     axes.invert_yaxis()
     axes.set(xlabel="held-out action error, standard deviations (dotted: compared with)")
-    axes.set_title(f"{table['episodes'].iloc[0]} held-out episodes; green: better than {plain(base['representation'])}")
+    axes.set_title(
+        f"{table['episodes'].iloc[0]} held-out episodes; green, ◂: better than {plain(base['representation'])}"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     return figure

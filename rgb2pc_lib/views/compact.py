@@ -15,7 +15,7 @@ from rgb2pc_lib.judging.ledger import COSTS, FUSED, TEACHER, compact_hops, exper
 from rgb2pc_lib.judging.probes import PROBES
 from rgb2pc_lib.learning.metrics import unit
 from rgb2pc_lib.views.curves import side_of
-from rgb2pc_lib.views.plots import colour
+from rgb2pc_lib.views.plots import LINES, MARKS, colour
 
 _COMPACTS = ["#aa3377", "#228833", "#ccbb44", "#66ccee"]  # Tol's bright scheme
 
@@ -68,12 +68,13 @@ def curves_figure(runs: dict[str, CompactRun]) -> Figure:
     loss, agreement = figure.subplots(1, 2)
     sides: list[str] = []
     for i, (name, run) in enumerate(runs.items()):
-        rows, style = run.metrics(), {"color": _COMPACTS[i % len(_COMPACTS)], "label": name}
+        rows = run.metrics()
+        style: dict[str, Any] = {"color": _COMPACTS[i % len(_COMPACTS)], "ls": LINES[i % len(LINES)], "label": name}
         loss.plot(rows["step"], rows["loss"], lw=1.5, **style)
         column = f"{side_of(rows)}/cosine"
         sides.append(side_of(rows))
         seen = rows.dropna(subset=column)
-        agreement.plot(seen["step"], seen[column], "o-", ms=5, **style)
+        agreement.plot(seen["step"], seen[column], marker=MARKS[i % len(MARKS)], ms=5, **style)
     loss.set(xlabel="step", ylabel="loss", yscale="log", title="Training loss")
     agreement.set(xlabel="step", ylabel="mean cosine", ylim=(0, 1))
     agreement.set_title(f"Agreement with the fused student, {' and '.join(dict.fromkeys(sides))} frames")
@@ -95,8 +96,9 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
     shown = [TEACHER, *experts, FUSED, *compacts]
     for i, hop in enumerate(shown):
         x = np.arange(len(measures)) + (i - (len(shown) - 1) / 2) * 0.1
-        big: dict[str, Any] = {"s": 34, "marker": "D", "alpha": 0.7} if hop in experts else {"s": 75, "marker": "o"}
+        big: dict[str, Any] = {"s": 34, "alpha": 0.7} if hop in experts else {"s": 75}
         label = f"{hop}, pooled" if hop in experts else hop
+        big["marker"] = MARKS[i % len(MARKS)]
         probes.scatter(x, wide.loc[measures, hop].clip(floor), color=hop_colour(hop, table), label=label, **big)
     probes.axhline(0, color="0.8", lw=1, zorder=0)
     for edge in np.arange(len(measures) - 1) + 0.5:

@@ -28,7 +28,7 @@ from rgb2pc_lib.judging.correspondence import (
 )
 from rgb2pc_lib.learning.places import TOLERANCE
 from rgb2pc_lib.views.look import plain
-from rgb2pc_lib.views.plots import colour
+from rgb2pc_lib.views.plots import MARKS, colour
 
 HEAT = matplotlib.colormaps["inferno"]
 LABELS = {"background": "#dddddd", "table": "#b8b8b8", "robot": "#0072b2", "object": "#e69f00",
@@ -248,7 +248,7 @@ def both_figure(closed: pd.DataFrame, seeds: int) -> Figure:
         rows = closed[closed["student"] == student].set_index("measure").loc[measures]
         y = np.arange(len(measures)) + (k - (len(students) - 1) / 2) * 0.28
         error = np.array([rows["closed"] - rows["low"], rows["high"] - rows["closed"]])
-        axes.errorbar(rows["closed"], y, xerr=error, fmt="o", capsize=3, color=tint(student, []), label=student)
+        axes.errorbar(rows["closed"], y, xerr=error, fmt=MARKS[k], capsize=3, color=tint(student, []), label=student)
     axes.axvline(0, color="0.6", lw=1)
     axes.axvline(1, color="k", lw=1)
     axes.set_yticks(range(len(measures)), measures)

@@ -12,12 +12,11 @@ from plotly.subplots import make_subplots
 
 from rgb2pc_lib.judging.verdicts import verdict
 from rgb2pc_lib.learning.runs import Config, Run
-from rgb2pc_lib.views.plots import colour
+from rgb2pc_lib.views.plots import LINES, colour, line
 
 SIDES = ("validation", "held-out")  # what a curve is of; older runs and those without validation have the latter
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # plotly's names
-_MPL_DASHES = ("-", "--", ":", "-.", (0, (9, 3)), (0, (9, 3, 2, 3)))
 _SIDE_BY_SIDE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # plotly's names of `plots.LINES`
 _SHORT = {
     "student_tokens": "tokens", "batch_size": "batch", "fuse_dim": "width", "loss_mse": "MSE", "expert_drop": "drop",
     "vis_roots": "experts", "tau": "τ",
@@ -61,16 +60,30 @@ def curves(rows: Sequence[dict] | pd.DataFrame) -> dict[str, tuple[np.ndarray, n
     return {c: (t["step"].to_numpy(), t[c].to_numpy(float)) for c, t in kept.items()}
 
 
+def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
+    """`[n]` averaged with what came before, the last of it with weight `1 - weight`; 0 changes nothing.
+
+    >>> smoothed(np.array([1.0, 1.0, 4.0]), 0.5).round(2).tolist()
+    [1.0, 1.0, 2.71]
+    """
+    age = np.arange(len(values))
+    weights = np.tril(weight ** np.maximum(age[:, None] - age, 0.0))  # [n, n]
+    found: np.ndarray = weights @ values / weights.sum(1)
+    return found
+
+
 def side_of(rows: Sequence[dict] | pd.DataFrame) -> str:
     """Which samples the curves of some rows of metrics are of."""
     columns = pd.DataFrame(rows).columns
     return next((side for side in SIDES if any(c.startswith(f"{side}/") for c in columns)), SIDES[0])
 
 
-def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure:
+def curves_figure(
+    runs: Sequence[Run | tuple[Config, Sequence[dict]]], smoothing: float = 0.0, log: bool = False
+) -> Figure:
     """Loss, retrieval on validation samples, and the mean gates of every run.
 
-    A run is its folder, or its config and rows of metrics.
+    A run is its folder, or its config and rows of metrics. `smoothing` and `log` are of the loss, see `smoothed`.
 
     >>> curves_figure([Run.open("runs/judge/moe-seed0")])  # doctest: +SKIP
     """
@@ -86,10 +99,12 @@ def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure
     names = labels(configs) if configs else []
     for (_, rows), name, (tint, dash) in zip(pairs, names, styles(configs), strict=True):
         drawn = curves(rows)
-        style = {"color": tint, "ls": _MPL_DASHES[dash], "label": name, "lw": 1.6}
-        loss.plot(*drawn.get("loss", ([], [])), **style)
+        steps, values = drawn.get("loss", ([], np.array([])))
+        style = {"color": tint, "ls": LINES[dash], "label": name, "lw": 1.6}
+        loss.plot(steps, smoothed(values, smoothing), **style)
         found.plot(*drawn.get("R@1", ([], [])), marker="o", ms=3.5, **style)
-    loss.set(xlabel="training step", ylabel="loss", title="Training loss (one batch a point)")
+    said = f"smoothed by {smoothing:g}" if smoothing else "one batch a point"
+    loss.set(xlabel="training step", ylabel="loss", title=f"Training loss ({said})", yscale="log" if log else "linear")
     sides = " and ".join(dict.fromkeys(side_of(rows) for _, rows in pairs)) or SIDES[0]
     found.set(xlabel="training step", ylabel="R@1", title=f"Own cloud ranked first, {sides} samples")
     found.set(xlim=(0, 1.03 * max((c.steps for c in configs), default=1)), ylim=(0, 1.08 * found.get_ylim()[1]))
@@ -99,7 +114,8 @@ def curves_figure(runs: Sequence[Run | tuple[Config, Sequence[dict]]]) -> Figure
         drawn = curves(rows)
         for expert in experts:
             if f"gate/{expert}" in drawn:
-                axes.plot(*drawn[f"gate/{expert}"], color=colour(expert, experts), label=expert, lw=1.6)
+                style = {"color": colour(expert, experts), "ls": line(expert, experts)}
+                axes.plot(*drawn[f"gate/{expert}"], label=expert, lw=1.6, **style)
         axes.set(xlabel="training step", ylim=(0, 1), title=f"Mean gates: {name}")
     for axes in gates[len(pairs) :]:
         axes.set_axis_off()

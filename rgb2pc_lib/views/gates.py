@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from rgb2pc_lib.checks.sources import rgb_file, step_cloud
 from rgb2pc_lib.data.clouds import Cloud
@@ -25,7 +25,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.gates import GateReader, entropy, gate_means, variation
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import MOST_POINTS, cloud_scene, plain
-from rgb2pc_lib.views.plots import colour
+from rgb2pc_lib.views.plots import MARKS, colour, line, mark
 
 SCALE = matplotlib.colormaps["viridis"]  # of a gate, always from 0 to 1
 LEADING = "leading expert"  # the view in which every place has the colour of its largest gate
@@ -53,11 +53,28 @@ def gate_colours(gates: np.ndarray, experts: Sequence[str], view: str) -> np.nda
 
 
 def painted(image: np.ndarray, gates: np.ndarray, experts: Sequence[str], view: str, opacity: float) -> np.ndarray:
-    """Gates `[h, w, M]` over the grey image: uint8 `[H, W, 3]`. Every place of the lattice is one square."""
+    """Gates `[h, w, M]` over the grey image: uint8 `[H, W, 3]`. Every place of the lattice is one square.
+
+    In the leading view each expert's places bear its number, 1 for the first.
+    """
     grey = (image.astype(float) @ [0.299, 0.587, 0.114])[..., None] / 255
     small = (255 * gate_colours(gates, experts, view)).round().astype(np.uint8)
     large = np.asarray(Image.fromarray(small).resize(image.shape[1::-1], Image.Resampling.NEAREST)) / 255
-    return (255 * ((1 - opacity) * grey + opacity * large)).round().astype(np.uint8)
+    out = (255 * ((1 - opacity) * grey + opacity * large)).round().astype(np.uint8)
+    return _numbered(out, gates) if view == LEADING else out
+
+
+def _numbered(picture: np.ndarray, gates: np.ndarray) -> np.ndarray:
+    """The leading experts' places with their numbers, each at the place nearest to the middle of its own."""
+    drawn = Image.fromarray(picture)
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=max(len(picture) // 14, 8))
+    leads, cell = np.where(gates.any(-1), gates.argmax(-1), -1), np.divide(picture.shape[:2], gates.shape[:2])
+    for m in range(gates.shape[-1]):
+        mine = np.argwhere(leads == m)
+        if len(mine):
+            row, column = (mine[np.linalg.norm(mine - mine.mean(0), axis=1).argmin()] + 0.5) * cell
+            pen.text((column, row), str(m + 1), "white", font, "mm", stroke_width=2, stroke_fill="black")
+    return np.asarray(drawn)
 
 
 def gate_figure(reader: GateReader, task: str, episode: str, step: str, opacity: float = OPACITY) -> Figure:
@@ -110,8 +127,8 @@ def _scale_bar(figure: Figure, axes: list) -> None:
 
 
 def _legend(figure: Figure, experts: Sequence[str]) -> None:
-    handles = [Patch(color=colour(e, list(experts)), label=plain(e)) for e in experts]
-    figure.legend(handles=handles, loc="outside lower right", ncols=len(experts), frameon=False, fontsize=9,
+    handles = [Patch(color=colour(e, list(experts)), label=plain(f"{i} {e}")) for i, e in enumerate(experts, 1)]
+    figure.legend(handles=handles, loc="outside lower right", ncols=min(len(experts), 6), frameon=False, fontsize=9,
                   title="colours of the leading expert", title_fontsize=9)  # fmt: skip
 
 
@@ -195,9 +212,9 @@ def weights_figure(students: dict[str, Sequence[Run]]) -> Figure:
         tables = [run.metrics().drop_duplicates("step", keep="last").set_index("step").sort_index() for run in runs]
         for expert in experts:
             lines = pd.concat([t[f"gate/{expert}"] for t in tables if f"gate/{expert}" in t], axis=1)
-            tint = colour(expert, experts)
-            axes.plot(lines.index, lines.to_numpy(), color=tint, lw=0.8, alpha=0.5)
-            axes.plot(lines.mean(axis=1), color=tint, lw=2.4, label=plain(expert))
+            style = {"color": colour(expert, experts), "ls": line(expert, experts)}
+            axes.plot(lines.index, lines.to_numpy(), lw=0.8, alpha=0.5, **style)
+            axes.plot(lines.mean(axis=1), lw=2.4, label=plain(expert), **style)
         axes.axhline(1 / len(experts), color="0.6", lw=1, ls=":")
         axes.set(xlabel="training step", ylim=(0, 1), title=plain(name))
         axes.spines[["top", "right"]].set_visible(False)
@@ -227,8 +244,8 @@ def statistics_figure(run: Run, bins: int = 5) -> Figure:
     for expert in experts:
         rows = by_progress[by_progress["expert"] == expert]
         error = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-        right.errorbar(rows["group"], rows["mean"], yerr=error, fmt="o-", capsize=3, color=colour(expert, experts),
-                       label=plain(expert))  # fmt: skip
+        right.errorbar(rows["group"], rows["mean"], yerr=error, fmt=f"{mark(expert, experts)}-", capsize=3,
+                       color=colour(expert, experts), label=plain(expert))  # fmt: skip
     right.set(xlabel="progress (share of the episode that is over)", ylabel="mean gate", xlim=(0, 1), ylim=(0, 1),
               title="Mean gate by progress, 95 % interval over episodes")  # fmt: skip
     right.legend(fontsize=9, ncols=2, frameon=False)
@@ -287,11 +304,14 @@ def switch_off_figure(costs: dict[str, pd.DataFrame], gates: dict[str, dict[str,
     for k, (name, cost) in enumerate(costs.items()):
         y = np.arange(len(cost)) + (k - (len(costs) - 1) / 2) * 0.26
         error = np.nan_to_num(np.array([cost["mean"] - cost["low"], cost["high"] - cost["mean"]]))
-        level.errorbar(cost["mean"], y, xerr=error, fmt="o", capsize=3, color=colour(name, experts), label=name)
+        level.errorbar(
+            cost["mean"], y, xerr=error, fmt=MARKS[k % len(MARKS)], capsize=3, color=colour(name, experts), label=name
+        )
         for e in experts:
             if f"without {e}" in cost.index:
                 at = gates[name][e], -cost.loc[f"without {e}", "change"]
-                scatter.scatter(*at, color=colour(e, experts), marker="os^D"[k % 4], s=60)
+                scatter.scatter(*at, color=colour(e, experts), marker=MARKS[k % len(MARKS)], s=60)
+                scatter.annotate(plain(e), at, (0, 6), textcoords="offset points", ha="center", fontsize=7)
     level.axhline(0.5, color="0.85", lw=1)
     level.axvline(0, color="0.6", lw=1)
     level.set_yticks(range(len(first)), [plain(c) for c in first.index])
@@ -301,7 +321,9 @@ def switch_off_figure(costs: dict[str, pd.DataFrame], gates: dict[str, dict[str,
     level.set(xlabel=f"held-out {measure}", xlim=(-0.02, min(1.02, 1.05 * most)), title=title)
     level.legend(fontsize=9)
     handles = [Patch(color=colour(e, experts), label=plain(e)) for e in experts]
-    marks = [Line2D([], [], ls="", marker="os^D"[k % 4], color="0.4", label=name) for k, name in enumerate(costs)]
+    marks = [
+        Line2D([], [], ls="", marker=MARKS[k % len(MARKS)], color="0.4", label=name) for k, name in enumerate(costs)
+    ]
     scatter.legend(handles=[*handles, *marks], fontsize=9, ncols=2)
     scatter.axhline(0, color="0.6", lw=1)
     scatter.set(xlabel="mean gate on held-out steps", ylabel=f"{measure} lost without it", xlim=(0, 1),

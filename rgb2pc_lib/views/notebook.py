@@ -1,4 +1,8 @@
-"""What every notebook does: say what it ran with, show a figure, train the runs it needs."""
+"""What every notebook does: say what it ran with, show a figure, train the runs it needs.
+
+A picture on white paper is a lamp in a dark page. So in JupyterLab's dark theme a chart is turned over, black for
+white and every hue kept, and what has lightness of its own (frames, clouds, colour scales) is a dimmed card.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import time
 from importlib.metadata import version
 
 import plotly.graph_objects as go
-from IPython.display import Image, display
+from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
@@ -19,24 +23,66 @@ from rgb2pc_lib.learning.session import Session
 from rgb2pc_lib.views.plots import commit, png
 
 AT_ONCE = 4  # trainings, where there are so many cores
+_STYLE = """<style class="rgb2pc-style">
+body[data-jp-theme-light="false"] .jp-RenderedImage img.jp-needs-light-background {
+  background: white; padding: 4px; border-radius: 6px; filter: brightness(.87) }
+body[data-jp-theme-light="false"] .jp-RenderedImage img.jp-needs-dark-background {
+  filter: invert(.93) hue-rotate(180deg) }
+.jp-OutputArea-child:has(> .jp-OutputArea-output > .rgb2pc-style) { display: none }
+.jp-OutputArea-child:has(.rgb2pc-panel-next) + .jp-OutputArea-child:not(:has(.rgb2pc-live)),
+.jp-OutputArea-child:has(.rgb2pc-live) + .jp-OutputArea-child { display: none }
+</style>"""
+
+
+def style(more: str = "") -> None:
+    """Tell the page how pictures look in a dark theme, and when a panel's static twin is seen (`widgets.twin`)."""
+    display(HTML(_STYLE + more))
 
 
 def versions(*more: str) -> str:
     """One line for the top of a notebook: the project's commit, Python, and the packages that decide the numbers.
 
+    The notebook gets its `style` with it.
+
     >>> versions("umap-learn")  # doctest: +SKIP
     'rgb2pc 0.1.0 (9d1f6d5a0c3b), Python 3.11.9, torch 2.13.0, numpy 2.4.6, scikit-learn 1.9.1, umap-learn 0.5.12'
     """
+    style()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scikit-learn", *more))
     return f"rgb2pc {version('rgb2pc')} ({commit()}), Python {platform.python_version()}, {packages}"
 
 
 def show(figure: Figure | go.Figure, dpi: int = 110) -> None:
-    """Display a figure below the cell: matplotlib's without any state of pyplot, plotly's without its upload button."""
+    """Display a figure below the cell: matplotlib's without any state of pyplot, plotly's without its upload button.
+
+    plotly's figures have no paper, and letters that can be read on a white page and on a black one.
+    """
     if isinstance(figure, go.Figure):
-        figure.show(config={"displaylogo": False, "showSendToCloud": False})
+        clear = dict.fromkeys(("paper_bgcolor", "plot_bgcolor"), "rgba(0, 0, 0, 0)")
+        bare = {f"{axis}axis": {"showbackground": False, "gridcolor": "#999999"} for axis in "xyz"}
+        go.Figure(figure).update_layout(font_color="#767676", **clear).update_scenes(bare).show(
+            config={"displaylogo": False, "showSendToCloud": False}
+        )
     else:
-        display(Image(png(figure, dpi), alt=described(figure)))
+        display(picture(figure, dpi))
+
+
+def picture(figure: Figure, dpi: int = 110) -> Image:
+    """A figure as a notebook's output, with what it shows in words and how it takes a dark theme.
+
+    >>> picture(Figure()).metadata
+    {'needs_background': 'dark'}
+    """
+    paper = "light" if _has_lightness(figure) else "dark"
+    return Image(png(figure, dpi), alt=described(figure), metadata={"needs_background": paper})
+
+
+def _has_lightness(figure: Figure) -> bool:
+    """Whether light and dark mean something: in pictures, scales of colour, and clouds."""
+    return any(
+        axes.images or axes.name == "3d" or any(c.get_array() is not None for c in axes.collections)
+        for axes in figure.axes
+    )
 
 
 def described(figure: Figure) -> str:

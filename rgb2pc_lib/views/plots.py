@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -27,6 +29,11 @@ from rgb2pc_lib.views.paper import column_width
 _MODELS = {TEACHER: "#000000", "moe": "#d55e00", "weighted": "#0072b2", CONCATENATED: "#8a6d3b", SHUFFLED: "#999999"}
 _MODELS |= {"uniform": "#4d5d73", "moe, balanced": "#7f1d1d"}
 _EXPERTS = ["#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7b5ea7", "#b0b000"]
+_EXPERTS += ["#332288", "#882255", "#117733", "#661100", "#6699cc", "#cc6677"]  # Tol's muted scheme
+
+# Colour is never the only sign: lines differ in their dashes too, and dots in their shapes.
+LINES = ("-", "--", ":", "-.", (0, (9, 3)), (0, (9, 3, 2, 3)))
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 _FOUND = {"R@1": "o", "R@5": "s", "R@10": "^"}  # measures of retrieval, and their marks
 
@@ -38,6 +45,32 @@ def colour(name: str, experts: list[str]) -> str:
     """
     name = name.removesuffix(" only").removeprefix("moe without ")
     return _MODELS.get(name) or _EXPERTS[sorted(experts).index(name) % len(_EXPERTS)]
+
+
+def line(name: str, experts: list[str]) -> Any:
+    """The fixed dashes of an expert, by its name among the experts.
+
+    >>> line("xfeat", ["daisy", "xfeat"])
+    '--'
+    """
+    return LINES[sorted(experts).index(name) % len(LINES)]
+
+
+def mark(name: str, names: Iterable[str]) -> str:
+    """The fixed shape of whatever bears a name, by its place among the names.
+
+    >>> mark("push", ["push", "pull"])
+    's'
+    """
+    return MARKS[sorted(set(names)).index(name) % len(MARKS)]
+
+
+def task_colours(tasks) -> dict[str, str]:
+    """A colour for each task (or any other name), by its place among them."""
+    names = sorted(set(tasks))
+    palette = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20" if len(names) <= 20 else "turbo"]
+    places = range(len(names)) if len(names) <= 20 else np.linspace(0, 1, len(names))
+    return {name: to_hex(palette(at)) for name, at in zip(names, places, strict=True)}
 
 
 def png(figure: Figure, dpi: int) -> bytes:
@@ -110,7 +143,7 @@ def _probes_panel(
         x = np.arange(len(measures)) + (i - (len(shown) - 1) / 2) * 0.09
         big = model in (TEACHER, "moe", "weighted")
         label = f"{model}, pooled" if model in experts else model
-        style: dict[str, Any] = {"s": 70, "marker": "o"} if big else {"s": 32, "marker": "D"}
+        style: dict[str, Any] = {"s": 70 if big else 32, "marker": MARKS[i % len(MARKS)]}
         axes.scatter(x, table.loc[model, measures].clip(floor), color=colour(model, experts), label=label, **style)
     best = {i: rivals.max() for i, m in enumerate(measures) if len(rivals := rivals_of(table, m))}
     for n, (i, value) in enumerate(best.items()):
@@ -151,7 +184,9 @@ def _gaps_panel(axes: Axes, closed: pd.DataFrame, experts: list[str]) -> None:
         rows = closed[closed["student"] == student].set_index("measure").loc[wanted]
         y = np.arange(len(wanted)) + (k - 0.5) * 0.25
         error = np.array([rows["closed"] - rows["low"], rows["high"] - rows["closed"]])
-        axes.errorbar(rows["closed"], y, xerr=error, fmt="o", capsize=3, color=colour(student, experts), label=student)
+        axes.errorbar(
+            rows["closed"], y, xerr=error, fmt=MARKS[k], capsize=3, color=colour(student, experts), label=student
+        )
     axes.axvline(0, color="0.6", lw=1)
     axes.axvline(1, color="k", lw=1)
     axes.set_yticks(range(len(wanted)), [m.removeprefix("R2 ") for m in wanted])

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rgb2pc_lib.judging.rivals import CONCATENATED
 from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER, gap_closed, mean_table
 from rgb2pc_lib.views.look import ALARM, plain
-from rgb2pc_lib.views.plots import colour
+from rgb2pc_lib.views.plots import colour, mark, task_colours
 
 
 def task_means(values: np.ndarray, keys: pd.DataFrame, held_out: np.ndarray) -> np.ndarray:
@@ -45,12 +45,13 @@ def task_only_figure(targets: dict[str, np.ndarray], keys: pd.DataFrame, held_ou
     pairs = {"plain": y.mean(0), "within task": own}
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     names = sorted(set(task))
-    tints = [f"C{i % 10}" for i in range(len(names))]
+    tints = task_colours(names)
     for axes, (kind, middle) in zip(figure.subplots(1, 2), pairs.items(), strict=True):
         around, told = ((v - (middle if kind == "within task" else 0))[:, axis] for v in (y, predicted))
         r2 = 1 - ((y - predicted)[:, axis] ** 2).sum() / ((y - middle)[:, axis] ** 2).sum()
-        for tint, one in zip(tints, names, strict=True):
-            axes.scatter(told[task == one], around[task == one], s=9, color=tint, alpha=0.6, label=plain(one))
+        for one in names:
+            style = {"color": tints[one], "marker": mark(one, names), "label": plain(one)}
+            axes.scatter(told[task == one], around[task == one], s=11, alpha=0.6, **style)
         ends = [min(around.min(), told.min()), max(around.max(), told.max())]
         axes.plot(ends, ends, color="0.6", lw=1)
         less = ", less its task's mean" if kind == "within task" else ""

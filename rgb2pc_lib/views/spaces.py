@@ -26,6 +26,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import knn_overlap, own_ranks, trustworthiness, unit
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import plain
+from rgb2pc_lib.views.plots import MARKS, mark, task_colours
 
 NEIGHBOURS = 10  # of the measures
 COLOURINGS = ("task", "progress", "error")  # of the figure
@@ -36,6 +37,9 @@ MEANING = {
     "rank": "place of the own cloud in retrieval, 1 = first",
 }
 _WORSE = ("error", "rank")  # dark where it is high
+_SYMBOLS = dict(
+    zip(MARKS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
+)  # plotly's names
 LEAST = 8  # samples of which a map can be drawn
 
 
@@ -141,14 +145,6 @@ def _scaled(y: np.ndarray) -> np.ndarray:
     return y / np.sqrt(np.square(y).sum(1).mean())
 
 
-def task_colours(tasks) -> dict[str, str]:
-    """A colour for each task (or any other name), by its place among them."""
-    names = sorted(set(tasks))
-    palette = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20" if len(names) <= 20 else "turbo"]
-    places = range(len(names)) if len(names) <= 20 else np.linspace(0, 1, len(names))
-    return {name: to_hex(palette(at)) for name, at in zip(names, places, strict=True)}
-
-
 def shades(values: pd.Series) -> tuple[str, float, float]:
     """The colour scale (matplotlib's name) of a column of numbers, and the values at its ends."""
     if values.name in ("progress", "error"):
@@ -172,6 +168,17 @@ def tints(values: pd.Series) -> list[str]:
     share = ((values - low) / ((high - low) or 1)).clip(0, 1)
     table = [to_hex(c) for c in matplotlib.colormaps[scale](np.linspace(0, 1, 64))]
     return ["#9a9a9a" if np.isnan(v) else table[round(63 * v)] for v in share]
+
+
+def shapes(values: pd.Series) -> np.ndarray:
+    """The number of a shape (of `MARKS`) for every value of a column `[n]`: by name; numbers all have the first.
+
+    >>> shapes(pd.Series(["a", "b", "a"])).tolist()
+    [0, 1, 0]
+    """
+    if pd.api.types.is_numeric_dtype(values):
+        return np.zeros(len(values), int)
+    return np.unique(values.astype(str), return_inverse=True)[1] % len(MARKS)
 
 
 def state_columns(workspace: Workspace, keys: pd.DataFrame) -> pd.DataFrame:
@@ -278,10 +285,18 @@ def in_words(table: pd.DataFrame) -> str:
 
 
 def draw_map(axes, spaces: Spaces, which: str, values: pd.Series) -> None:
-    """One space on one pair of axes, coloured by a column: training samples small and faint, held-out ones large."""
-    xy, tint, held_out = spaces.maps[which], np.array(tints(values)), spaces.held_out
-    axes.scatter(*xy[~held_out].T, c=tint[~held_out], s=7, alpha=0.35, lw=0)
-    axes.scatter(*xy[held_out].T, c=tint[held_out], s=26, lw=0.5, edgecolors="black")
+    """One space on one pair of axes, coloured by a column, names with a shape each: training samples small and faint,
+    held-out ones large.
+    """
+    xy, tint, shape, held_out = spaces.maps[which], np.array(tints(values)), shapes(values), spaces.held_out
+    looks: tuple[tuple[np.ndarray, dict[str, Any]], ...] = (
+        (~held_out, {"s": 8, "alpha": 0.35, "lw": 0}),
+        (held_out, {"s": 28, "lw": 0.5, "edgecolors": "black"}),
+    )
+    for side, look in looks:  # all that is held out above all that is not
+        for i in np.unique(shape):
+            mine = side & (shape == i)
+            axes.scatter(*xy[mine].T, c=tint[mine], marker=MARKS[i], **look)
     axes.set_aspect("equal", "datalim")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -291,7 +306,7 @@ def draw_map(axes, spaces: Spaces, which: str, values: pd.Series) -> None:
 def name_tasks(figure, spaces: Spaces) -> None:
     """The legend above a figure of maps: tasks, held-out and training."""
     tasks = task_colours(spaces.keys["task"])
-    handles = [Line2D([], [], ls="", marker="o", color=c, label=plain(t)) for t, c in tasks.items()]
+    handles = [Line2D([], [], ls="", marker=mark(t, tasks), color=c, label=plain(t)) for t, c in tasks.items()]
     sides: dict[str, dict[str, Any]] = {"held-out": {"ms": 7, "mec": "black"}, "training": {"ms": 4, "alpha": 0.5}}
     handles += [Line2D([], [], ls="", marker="o", color="0.6", label=k, **style) for k, style in sides.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=6, frameon=False)
@@ -324,13 +339,14 @@ def umap_plotly(spaces: Spaces) -> go.Figure:
     marker = {"size": np.where(spaces.held_out, 8, 4), "opacity": np.where(spaces.held_out, 1.0, 0.4)}
     for task, tint in task_colours(spaces.keys["task"]).items():
         mine = (spaces.keys["task"] == task).to_numpy()
+        look = {"color": tint, "symbol": _SYMBOLS[mark(task, spaces.keys["task"])]}
         for column, xy in enumerate(spaces.maps.values(), 1):
             figure.add_scatter(
                 x=xy[mine, 0].round(3), y=xy[mine, 1].round(3), text=text[mine], hoverinfo="text", mode="markers",
-                marker={"color": tint, **{k: v[mine] for k, v in marker.items()}}, name=safe(task), legendgroup=task,
+                marker=look | {k: v[mine] for k, v in marker.items()}, name=safe(task), legendgroup=task,
                 showlegend=False, row=1, col=column,
             )  # fmt: skip
-        figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": tint, "size": 9}, name=safe(task),
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=look | {"size": 9}, name=safe(task),
                            legendgroup=task, row=1, col=1)  # fmt: skip
     blank = {"showticklabels": False, "zeroline": False, "showgrid": False}
     figure.update_xaxes(**blank).update_yaxes(**blank)

@@ -6,6 +6,7 @@
         nb.kernel("print(1 + 1)")            # ask the kernel; returns what it printed
         nb.page.locator(".jupyter-button", has_text="Start").click()
         nb.until(lambda: "finished" in nb.text(".rgb2pc-status"))
+        nb.theme("Dark")
         nb.shot("running", ".rgb2pc-panel")  # a PNG in $RGB2PC_SHOTS or a temporary folder
 
 Notebooks run with RGB2PC_FAST=1, and keep their runs in a temporary folder that all tests of a session share. For
@@ -128,6 +129,26 @@ class Notebook:
         self.page.wait_for_function("() => window.jupyterapp")
         self.page.evaluate(_OPEN, path)
 
+    def write(self, path: str, cells: list[str]) -> None:
+        """A notebook of these code cells, below notebooks/."""
+        self.page.goto(f"{self.url}/lab?reset&token=t")
+        self.page.wait_for_function("() => window.jupyterapp")
+        self.page.evaluate(_WRITE, [path, cells])
+
+    def theme(self, name: str) -> None:
+        """Light or Dark, as the menu does."""
+        self.page.evaluate(_THEME, f"JupyterLab {name}")
+
+    def without_kernel(self) -> None:
+        """Save the notebook, end its kernel, and open it anew with none: what a reader finds."""
+        self.page.evaluate(
+            "async () => { await window.__nb.context.save(); await window.__nb.sessionContext.shutdown() }"
+        )
+        path = self.page.evaluate("() => window.__nb.context.path")
+        self.page.goto(f"{self.url}/lab?reset&token=t")
+        self.page.wait_for_function("() => window.jupyterapp")
+        self.page.evaluate(_OPEN_DEAD, path)
+
     def run_all(self) -> None:
         """Run all cells to the end; every one must have run, without an error."""
         cells = self.page.evaluate(_RUN_ALL)
@@ -165,15 +186,38 @@ class Notebook:
         return path
 
 
-_OPEN = """async (path) => {
-  const app = window.jupyterapp;
-  await app.restored;
-  const nb = await app.commands.execute('docmanager:open', {path, factory: 'Notebook', kernel: {name: 'python3'}});
+_OPENED = """
   await nb.context.ready; await nb.sessionContext.ready; await nb.revealed;
-  await nb.sessionContext.session.kernel.info;
   if (!app.shell.leftCollapsed) app.shell.collapseLeft();
   if (!app.shell.rightCollapsed) app.shell.collapseRight();
   window.__nb = nb;
+"""
+_OPEN = f"""async (path) => {{
+  const app = window.jupyterapp;
+  await app.restored;
+  const nb = await app.commands.execute('docmanager:open', {{path, factory: 'Notebook', kernel: {{name: 'python3'}}}});
+  {_OPENED}
+  await nb.sessionContext.session.kernel.info;
+}}"""
+_OPEN_DEAD = f"""async (path) => {{
+  const app = window.jupyterapp, asked = app.docRegistry.getKernelPreference.bind(app.docRegistry);
+  await app.restored;
+  app.docRegistry.getKernelPreference = (...a) => ({{...asked(...a), shouldStart: false, canStart: false}});
+  const nb = await app.commands.execute('docmanager:open', {{path, factory: 'Notebook'}});
+  {_OPENED}
+}}"""
+_WRITE = """async ([path, cells]) => {
+  const app = window.jupyterapp;
+  await app.restored;
+  const code = cells.map(source => ({cell_type: 'code', source, metadata: {}, outputs: [], execution_count: null}));
+  const kernelspec = {name: 'python3', display_name: 'Python 3', language: 'python'};
+  const content = {cells: code, metadata: {kernelspec}, nbformat: 4, nbformat_minor: 4};
+  await app.serviceManager.contents.save(path, {type: 'notebook', format: 'json', content});
+}"""
+_THEME = """async (theme) => {
+  await window.jupyterapp.commands.execute('apputils:change-theme', {theme});
+  const light = String(!theme.includes('Dark'));
+  while (document.body.dataset.jpThemeLight !== light) await new Promise(done => setTimeout(done, 50));
 }"""
 _RUN_ALL = """async () => {
   const nb = window.__nb;

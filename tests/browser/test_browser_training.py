@@ -89,7 +89,7 @@ def test_mistakes_and_running_the_cell_again(nb):
 
     slide(nb, "batch size", "Home")
     slide(nb, "steps", "End")
-    nb.page.locator(".rgb2pc-panel select").select_option("uniform")
+    nb.page.locator(".rgb2pc-panel .widget-dropdown", has_text="fusion").locator("select").select_option("uniform")
     press(nb, "Start")
     nb.until(lambda: "running" in status(nb))
     assert nb.kernel(_THREADS).strip() == "1"

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
 
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import train_line_up
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.session import THREAD
 from rgb2pc_lib.views import notebook as module
-from rgb2pc_lib.views.notebook import train_missing
+from rgb2pc_lib.views.notebook import picture, train_missing
 
 SMALL = Config(
     validation=0.0, amp="off", steps=12, batch_size=16, student_tokens=8, fuse_dim=16, moe_hidden=16, eval_every=0
@@ -55,3 +57,14 @@ def test_interrupted_and_called_again(rows, monkeypatch):
     )
     train_missing(long)
     assert all(Run(c.folder).holds(c) for _, c in long)
+
+
+def test_what_has_lightness_of_its_own_is_a_card_in_a_dark_theme_and_a_chart_is_turned_over():
+    chart, heat, cloud = Figure(), Figure(), Figure()
+    chart.subplots().plot([0, 1], [1, 2])
+    heat.subplots().imshow([[0, 1]])
+    cloud.add_subplot(projection="3d").scatter([0, 1], [0, 1], [0, 1])
+    assert [picture(f).metadata["needs_background"] for f in (chart, heat, cloud)] == ["dark", "light", "light"]
+    scale = Figure()
+    scale.colorbar(ScalarMappable(), ax=scale.subplots())
+    assert picture(scale).metadata["needs_background"] == "light"

@@ -190,7 +190,7 @@ def test_what_is_drawn_in_either_map_is_the_one_selection(browser):
 
 def test_colours_follow_the_drop_down_and_the_legend_selects(browser):
     before = browser.maps.tint
-    assert [b.description for b in browser.legend.children[:2]] == ["\u25a0 <b>push", "\u25a0 pull"]
+    assert [b.description for b in browser.legend.children[:2]] == ["● <b>push", "■ pull"]
     browser.legend.children[1].click()
     assert set(browser.selection["task"]) == {"pull"}
     browser.colour.value = "progress"

@@ -7,7 +7,6 @@ import html
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
-from IPython.display import display
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,12 +17,13 @@ from rgb2pc_lib.views.correspondence import HEAT, heat, outstanding, pick_figure
 from rgb2pc_lib.views.look import MOST_POINTS
 from rgb2pc_lib.views.widgets.paint import Repaint
 from rgb2pc_lib.views.widgets.plot import Plot
+from rgb2pc_lib.views.widgets.twin import Twinned
 
 SIDE = 460  # pixels of the picture
 _PLAIN = "#9a9a9a"
 
 
-class CorrespondenceBrowser:
+class CorrespondenceBrowser(Twinned):
     """Image and cloud of a held-out step, linked: what is picked in one lights up in the other.
 
     >>> CorrespondenceBrowser(matcher)  # in a notebook  # doctest: +SKIP
@@ -38,9 +38,6 @@ class CorrespondenceBrowser:
         self.picked: tuple[str, int] = ("point", -1)  # ("point", number) or ("cell", number); -1: an outstanding point
         self._step_drawn: int | None = None
         self._build()
-
-    def _ipython_display_(self) -> None:
-        display(self.view)
 
     # -- what people do; the same without a mouse
 
@@ -97,7 +94,7 @@ class CorrespondenceBrowser:
         both = [column("the image: click a place", self.picture), column("the cloud: click a point", self.cloud)]
         wrap = widgets.Layout(flex_flow="row wrap")
         self.view = widgets.VBox([
-            widgets.HBox([self.episode, self.step]), self.said, widgets.HBox(both, layout=wrap),
+            widgets.HBox([self.episode, self.step], layout=wrap), self.said, widgets.HBox(both, layout=wrap),
         ])  # fmt: skip
         self.view.add_class("rgb2pc-correspondence")
 

@@ -47,7 +47,7 @@ class GateBrowser(StepBrowser):
         apart = widgets.Layout(margin="0 12px 4px 0")
         self.view = widgets.VBox([
             self.row,
-            widgets.HBox([self.expert, self.opacity]),
+            widgets.HBox([self.expert, self.opacity], layout=widgets.Layout(flex_flow="row wrap")),
             widgets.HBox([
                 widgets.VBox([widgets.HTML("<b>RGB</b>"), self.rgb], layout=apart),
                 widgets.VBox([self.caption, self.over], layout=apart),
@@ -92,8 +92,9 @@ class GateBrowser(StepBrowser):
         means = self.gates.mean((0, 1))
         leads = self.gates.argmax(-1)
         rows = "".join(
-            f"<tr><td><b>{html.escape(e)}</b><td><div style='background:{colour(e, self.reader.experts)};height:11px;"
-            f"width:{300 * mean:.0f}px'></div><td>{mean:.2f}<td>leads at {(leads == m).mean():.0%} of places</tr>"
+            f"<tr><td><b>{m + 1} {html.escape(e)}</b>"
+            f"<td><div style='background:{colour(e, self.reader.experts)};height:11px;width:{300 * mean:.0f}px'></div>"
+            f"<td>{mean:.2f}<td>leads at {(leads == m).mean():.0%} of places</tr>"
             for m, (e, mean) in enumerate(zip(self.reader.experts, means, strict=True))
         )
         scale = ("<span style='display:inline-block;width:300px;height:12px;background:linear-gradient(90deg,"

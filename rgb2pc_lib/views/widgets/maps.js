@@ -11,12 +11,26 @@ const floats = (view) => new Float32Array(view.buffer.slice(view.byteOffset, vie
 const ints = (view) => new Uint32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 
-// Coverage of a disc's pixels around (0, 0): [dx, dy, share] one after the other.
-function disc(radius) {
-  const out = [];
-  for (let y = -Math.ceil(radius); y <= radius; y++)
-    for (let x = -Math.ceil(radius); x <= radius; x++) {
-      const share = Math.min(radius + 0.5 - Math.hypot(x, y), 1);
+// Shapes of about radius 1 around (0, 0), y downwards, in the order of GLYPHS in maps.py.
+const upright = (x, y) => y < 0.75 && Math.abs(x) < (y + 1.15) * 0.6;
+const plus = (x, y) => Math.min(Math.abs(x), Math.abs(y)) < 0.36 && Math.max(Math.abs(x), Math.abs(y)) < 1.1;
+const SHAPES = [
+  (x, y) => Math.hypot(x, y) < 1,
+  (x, y) => Math.max(Math.abs(x), Math.abs(y)) < 0.88,
+  upright,
+  (x, y) => Math.abs(x) + Math.abs(y) < 1.3,
+  (x, y) => upright(x, -y),
+  plus,
+  (x, y) => plus((x + y) * Math.SQRT1_2, (x - y) * Math.SQRT1_2),
+];
+
+// How far a shape covers the pixels around (0, 0), from 16 places of each: [dx, dy, share] one after the other.
+function stamp(inside, radius) {
+  const out = [], far = Math.ceil(1.3 * radius), quarters = [-0.375, -0.125, 0.125, 0.375];
+  for (let y = -far; y <= far; y++)
+    for (let x = -far; x <= far; x++) {
+      let share = 0;
+      for (const v of quarters) for (const u of quarters) share += inside((x + u) / radius, (y + v) / radius) / 16;
       if (share > 0) out.push(x, y, share);
     }
   return out;
@@ -126,16 +140,16 @@ class Map2D {
     pen.fillStyle = getComputedStyle(this.root).backgroundColor;
     pen.fillRect(0, 0, side, side);
     const image = pen.getImageData(0, 0, side, side), pixels = image.data;
-    const { xy, tint, large, lit, n } = data, [left, top, width] = this.view, scale = side / width;
+    const { xy, tint, shape, large, lit, n } = data, [left, top, width] = this.view, scale = side / width;
     const shrink = Math.max(Math.min(Math.sqrt(10000 / n), 1), 0.35); // many samples, small dots
-    const discs = RADIUS.map((r) => disc(r * ratio * shrink));
+    const stamps = RADIUS.map((r) => SHAPES.map((inside) => stamp(inside, (r + 0.25) * ratio * shrink)));
     for (const pass of lit ? [0, 1, 2, 3] : [2, 3]) { // what is selected above what is not, held out above training
       for (let i = 0; i < n; i++) {
         if (large[i] !== (pass & 1) || (lit && lit[i] !== pass >> 1)) continue;
         const strength = pass < 2 ? FAINT : large[i] ? 1 : 0.55;
         const x = Math.round((xy[2 * i] - left) * scale), y = Math.round((xy[2 * i + 1] - top) * scale);
         if (x < -20 || y < -20 || x > side + 20 || y > side + 20) continue;
-        const d = discs[large[i]];
+        const d = stamps[large[i]][shape[i]];
         for (let k = 0; k < d.length; k += 3) {
           const px = x + d[k], py = y + d[k + 1];
           if (px < 0 || py < 0 || px >= side || py >= side) continue;
@@ -214,9 +228,10 @@ export default {
       const large = bytes(model.get("large")), n = large.length, xy = floats(model.get("xy"));
       const chosen = model.get("selected"), rows = chosen && ints(chosen), lit = rows && new Uint8Array(n);
       rows?.forEach((i) => { lit[i] = 1; });
-      const tint = bytes(model.get("tint")), thread = Array.from(ints(model.get("thread")));
+      const tint = bytes(model.get("tint")), shape = bytes(model.get("shape"));
+      const thread = Array.from(ints(model.get("thread")));
       count.textContent = rows ? `${rows.length} of ${n} selected` : `all of ${n}; drag to select, wheel to zoom`;
-      return both.map((_, i) => ({ xy: xy.subarray(2 * n * i, 2 * n * (i + 1)), tint, large, rows, lit, n, thread }));
+      return both.map((_, i) => ({ xy: xy.subarray(2 * n * i, 2 * n * (i + 1)), tint, shape, large, rows, lit, n, thread }));
     };
     const draw = () => {
       due ||= requestAnimationFrame(() => {
@@ -242,7 +257,7 @@ export default {
     });
     const seen = new ResizeObserver(draw);
     seen.observe(root);
-    for (const name of ["xy", "tint", "large", "selected", "thread", "views", "tool", "opened"])
+    for (const name of ["xy", "tint", "shape", "large", "selected", "thread", "views", "tool", "opened"])
       model.on(`change:${name}`, draw);
     model.on("change:hovered change:caption change:picture", show);
     draw();

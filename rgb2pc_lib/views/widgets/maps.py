@@ -16,6 +16,7 @@ import traitlets
 from matplotlib.colors import to_rgb
 from matplotlib.path import Path as Outline
 
+GLYPHS = "●■▲◆▼✚✖"  # of the shapes, in the order of `plots.MARKS` and of maps.js
 MARGIN = 0.06  # of a map around its samples
 
 
@@ -31,6 +32,7 @@ class Maps(anywidget.AnyWidget):
     titles = traitlets.List(traitlets.Unicode()).tag(sync=True)
     xy = traitlets.Bytes().tag(sync=True)  # float32 [maps, n, 2], in the unit square, y downwards
     tint = traitlets.Bytes().tag(sync=True)  # uint8 [n, 3]
+    shape = traitlets.Bytes().tag(sync=True)  # uint8 [n], which of `GLYPHS`
     large = traitlets.Bytes().tag(sync=True)  # uint8 [n]
     selected = traitlets.Bytes(None, allow_none=True).tag(sync=True)  # uint32 rows in order; None: all
     thread = traitlets.Bytes().tag(sync=True)  # uint32, rows joined by a line
@@ -50,7 +52,7 @@ class Maps(anywidget.AnyWidget):
         self._acted = acted
         super().__init__(
             titles=list(places), xy=self._xy.tobytes(), large=large.astype(np.uint8).tobytes(),
-            tint=bytes(3 * len(large)), views=[[0, 0, 1]] * len(places),
+            tint=bytes(3 * len(large)), shape=bytes(len(large)), views=[[0, 0, 1]] * len(places),
         )  # fmt: skip
         self.on_msg(self._told)
 
@@ -67,9 +69,10 @@ class Maps(anywidget.AnyWidget):
         """Rows of the samples of a map that lie in a polygon of places of the unit square, y downwards."""
         return np.flatnonzero(Outline(np.asarray(polygon, float)).contains_points(self._xy[which]))
 
-    def paint(self, colours: list[str]) -> None:
-        """A colour, as matplotlib knows them, for every sample."""
+    def paint(self, colours: list[str], shapes: np.ndarray) -> None:
+        """A colour, as matplotlib knows them, and the number of a shape `[n]` for every sample."""
         known = {c: to_rgb(c) for c in set(colours)}
+        self.shape = shapes.astype(np.uint8).tobytes()
         self.tint = np.round([np.multiply(known[c], 255) for c in colours]).astype(np.uint8).tobytes()
 
     def join(self, rows: Iterable[int]) -> None:

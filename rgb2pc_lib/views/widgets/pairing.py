@@ -24,6 +24,7 @@ from rgb2pc_lib.views.widgets.paint import Repaint, png
 from rgb2pc_lib.views.widgets.plot import Plot
 from rgb2pc_lib.views.widgets.steps import StepBrowser
 from rgb2pc_lib.views.widgets.table import Table
+from rgb2pc_lib.views.widgets.twin import Twinned
 
 
 class PairingBrowser(StepBrowser):
@@ -280,7 +281,7 @@ def _match_html(match: pd.DataFrame) -> str:
     return f"<table cellpadding=3 style='line-height:1.3'>{head}{rows}</table>"
 
 
-class NegativesPanel:
+class NegativesPanel(Twinned):
     """The negative audit with sliders: where does a negative become false, and what should `exclude_near` be?"""
 
     def __init__(self, audit: NegativeAudit, cut: float = 0.9, batch: int = 64):
@@ -292,7 +293,7 @@ class NegativesPanel:
         self.cut = widgets.FloatSlider(cut, min=0.3, max=0.99, step=0.01, description="cut")
         self.said = widgets.HTML()
         self.figure = go.Figure(layout={
-            "height": 340, "width": 860, "template": "plotly_white", "margin": dict(l=60, r=10, t=40, b=45),
+            "height": 340, "autosize": True, "template": "plotly_white", "margin": dict(l=60, r=10, t=40, b=45),
             "title": "Share of negatives that are false, by their distance in time", "yaxis": dict(range=[0, 1.02]),
             "xaxis_title": "distance in time within an episode, steps", "yaxis_title": "share of pairs",
         })  # fmt: skip
@@ -302,13 +303,10 @@ class NegativesPanel:
         for slider in (self.exclude_near, self.cut):
             slider.observe(self.repaint, "value")
         self._draw()
-        self.view = widgets.VBox([widgets.HBox([self.exclude_near, self.cut]), self.said, self.plot])
+        self.plot.layout.max_width = "860px"
+        wrap = widgets.Layout(flex_flow="row wrap")
+        self.view = widgets.VBox([widgets.HBox([self.exclude_near, self.cut], layout=wrap), self.said, self.plot])
         self.view.add_class("rgb2pc-negatives")
-
-    def _ipython_display_(self):
-        from IPython.display import display
-
-        display(self.view)
 
     def _draw(self) -> None:
         near, cut = self.exclude_near.value, self.cut.value

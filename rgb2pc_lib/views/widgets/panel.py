@@ -6,24 +6,28 @@ import asyncio
 import dataclasses
 import hashlib
 import html
+import math
 import os
+import time
 from pathlib import Path
 
 import ipywidgets as widgets
+import numpy as np
 import plotly.graph_objects as go
 from IPython import get_ipython
-from IPython.display import display
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from rgb2pc_lib.data.workspace import RUNS, portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.models import FUSIONS
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.session import Session, Snapshot
-from rgb2pc_lib.views.curves import DASHES, curves, curves_figure, labels, styles
+from rgb2pc_lib.views.curves import DASHES, SIDES, curves, curves_figure, labels, side_of, smoothed, styles
 from rgb2pc_lib.views.plots import colour
+from rgb2pc_lib.views.widgets.controls import Control, control, explained
+from rgb2pc_lib.views.widgets.paint import Repaint
 from rgb2pc_lib.views.widgets.plot import Plot
+from rgb2pc_lib.views.widgets.twin import Twinned
 
 # field of Config -> (what the slider is called, its stops)
 SLIDERS = {
@@ -37,13 +41,18 @@ SLIDERS = {
     "loss_mse": ("MSE weight", (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)),
     "expert_drop": ("expert drop", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
 }
+TITLES = {"fusion": "fusion", "vis_roots": "experts"}  # of what else is always seen
+FOLDS = {  # under "All settings": a part -> its first field, in the order of Config
+    "what is learned": "route", "data": "pc_root", "pairing and split": "strict_pairing", "sampling": "batch_size",
+    "student": "fusion", "losses": "tau", "alignment with points": "loss_geometric", "training": "steps",
+}  # fmt: skip
+OWN = ("save_dir", "save_every", "log_every", "eval_every")  # fields that the panel chooses
 POINTS = 150  # of each curve, at most, that travel to the browser
 CHECKS = 20  # checkpoints, and points of the curve of R@1 (one, at the end, where base.eval_every is 0)
-_HELP = {f.name: f.metadata["help"] for f in dataclasses.fields(Config)}
 _REFRESH = 0.25  # seconds
 
 
-class TrainingPanel:
+class TrainingPanel(Twinned):
     """Train from a notebook. Everything that is not on the panel (the data above all) comes from `base`.
 
     Training runs in a worker thread and never blocks the kernel. Runs lie in `<folder>/<name>`, one folder for each
@@ -66,6 +75,7 @@ class TrainingPanel:
         self._loop = asyncio.get_running_loop()
         self._following: asyncio.Task[None] | None = None
         self._drawn: tuple[str, tuple[dict[str, float], ...]] | None = None  # the run and rows behind the curves
+        self._seen: tuple[int, float] | None = None  # the step, and the clock, when the training was first seen running
         self._build()
         name = name or _cell() or str(id(self))
         if name in _panels:
@@ -95,10 +105,7 @@ class TrainingPanel:
         """Move a control; the names are those of Config."""
         if name not in self.controls:
             raise InputError(f"{name}: not on the panel; it has {', '.join(self.controls)}")
-        control = self.controls[name]
-        if name in SLIDERS and value not in [v for _, v in control.options]:
-            control.options = _stops({value, *(v for _, v in control.options)})
-        control.value = value
+        self.controls[name].value = value
 
     def config(self) -> Config:
         """The settings as they stand, with the folder that belongs to them."""
@@ -119,19 +126,18 @@ class TrainingPanel:
 
     def static(self) -> Figure:
         """The curves of all runs on display, as a matplotlib figure."""
-        return curves_figure(list(self.shown.values()))
+        return curves_figure(list(self.shown.values()), self.smoothing.value, self.log.value)
 
     def close(self) -> None:
         """Stop the training (its checkpoint stays) and let go of the controls. No thread is left."""
         self.session.stop()
         if self._following:
             self._following.cancel()
-        for control in (*self.controls.values(), *self.buttons.values()):
-            control.disabled = True
+        for setting in self.controls.values():
+            setting.disable()
+        for button in self.buttons.values():
+            button.disabled = True
         self._say("closed")
-
-    def _ipython_display_(self) -> None:
-        display(self.view)
 
     # -- what happens then, always on the loop
 
@@ -143,10 +149,8 @@ class TrainingPanel:
 
     def _begin(self, begin) -> None:
         begin()
-        config = self.session.snapshot().settings
-        for (
-            name
-        ) in self.controls:  # a run that is resumed keeps its own settings, wherever sliders were moved meanwhile
+        config, self._seen = self.session.snapshot().settings, None
+        for name in self.controls:  # a run that is resumed keeps its own settings, whatever was moved meanwhile
             self.set(name, getattr(config, name))
         self.shown.setdefault(config.save_dir, (config, ()))
         self._draw_runs()
@@ -157,6 +161,7 @@ class TrainingPanel:
             self._paint(now)
             await asyncio.sleep(_REFRESH)
         self._paint(now)
+        self.renew_twin()
 
     def _stop(self) -> None:
         self.session.stop(wait=False)
@@ -177,9 +182,18 @@ class TrainingPanel:
         self._draw_runs()
 
     def _say(self, state: str, text: str = "") -> None:
-        tint = {"failed": "#b3261e", "finished": "#1b6e3c", "stopped": "#8a5a00"}.get(state, "inherit")
-        said = f"<b style='color:{tint}'>{html.escape(state)}</b> {html.escape(text)}"
+        tint = {"failed": "#b3261e", "finished": "#1b6e3c", "stopped": "#8a5a00"}.get(state, "currentColor")
+        ink = f"color-mix(in srgb, {tint} 60%, currentColor)"  # darker in a light theme, lighter in a dark one
+        said = f"<b style='color:{ink}'>{html.escape(state)}</b> {html.escape(text)}"
         self.status.value = f"<span style='line-height:1.5; white-space:normal'>{said}</span>"
+
+    def _left(self, now: Snapshot) -> float:
+        """Seconds that the training at hand will take, from those it took since it was first seen; NaN: not known."""
+        if now.state != "running":
+            return math.nan
+        step, clock = self._seen = self._seen or (now.step, time.monotonic())
+        done = now.step - step
+        return (now.settings.steps - now.step) * (time.monotonic() - clock) / done if done else math.nan
 
     def _paint(self, now: Snapshot) -> None:
         if now.config is None:
@@ -188,7 +202,7 @@ class TrainingPanel:
         self.buttons["stop"].disabled = not now.active or now.state in ("stopping", "finishing")
         self.buttons["resume"].disabled = now.state != "stopped"
         self.bar.max, self.bar.value = now.settings.steps, now.step
-        self._say(now.state, _words(now))
+        self._say(now.state, _words(now, self._left(now)))
         key = now.settings.save_dir
         if key in self.shown and now.rows and self._drawn != (key, now.rows):
             self.shown[key] = (now.settings, now.rows)
@@ -198,16 +212,13 @@ class TrainingPanel:
     # -- how it looks
 
     def _build(self) -> None:
-        wide = {"style": {"description_width": "105px"}, "layout": widgets.Layout(width="97%")}
-        fusion = widgets.Dropdown(options=FUSIONS, value=self.base.fusion, description="fusion", **wide)
-        self.controls: dict[str, widgets.Widget] = {"fusion": fusion}
-        for name, (text, stops) in SLIDERS.items():
-            value = getattr(self.base, name)
-            self.controls[name] = widgets.SelectionSlider(
-                options=_stops({value, *stops}), value=value, description=text, continuous_update=False, **wide
-            )
-        for name, control in self.controls.items():
-            control.tooltip = _HELP[name]
+        made = {
+            f.name: control(Config, f.name, getattr(self.base, f.name), *SLIDERS.get(f.name, (TITLES.get(f.name, ""),)))
+            for f in dataclasses.fields(Config)
+            if f.name not in OWN
+        }
+        front = [*TITLES, *SLIDERS]
+        self.controls: dict[str, Control] = {k: made[k] for k in front} | made
         look = {"start": ("success", "play"), "stop": ("danger", "stop"), "resume": ("info", "forward"),
                 "clear": ("", "eraser")}  # fmt: skip
         self.buttons = {
@@ -226,17 +237,25 @@ class TrainingPanel:
         self.commandline.add_class("rgb2pc-command")
         self.figure = self._empty_figure()
         self.plot = Plot(self.figure)
-        controls = list(self.controls.values())
-        columns = [controls[:4], controls[4:7], controls[7:]]  # data and model, then what shapes the loss
+        self.smoothing = widgets.FloatSlider(
+            0, min=0, max=0.95, step=0.05, description="smoothing", readout_format=".2f"
+        )
+        self.log = widgets.Checkbox(False, description="log axis of the loss", indent=False)
+        redraw = Repaint(self._redraw)
+        for choice in (self.smoothing, self.log):
+            choice.observe(redraw, "value")
+        wrap = widgets.Layout(flex_flow="row wrap")
+        sliders = [self.controls[k].widget for k in ("fusion", *SLIDERS)]
+        columns = [sliders[:4], sliders[4:7], sliders[7:]]  # data and model, then what shapes the loss
         doing = widgets.HBox([*self.buttons.values(), self.bar], layout=widgets.Layout(margin="6px 0 0 0"))
         self.view = widgets.VBox(
             [
-                widgets.HBox(
-                    [widgets.VBox(c, layout=widgets.Layout(flex="1 1 300px")) for c in columns],
-                    layout=widgets.Layout(flex_flow="row wrap"),
-                ),
+                self.controls["vis_roots"].widget,
+                widgets.HBox([widgets.VBox(c, layout=widgets.Layout(flex="1 1 300px")) for c in columns], layout=wrap),
+                self._folds({k: c for k, c in self.controls.items() if k not in front}),
                 doing,
                 self.status,
+                widgets.HBox([self.smoothing, self.log], layout=wrap),
                 self.plot,
                 self.commandline,
             ],
@@ -246,8 +265,21 @@ class TrainingPanel:
         self._say("ready", "Choose settings and press Start.")
         self._show_command()
 
+    def _folds(self, controls: dict[str, Control]) -> widgets.Accordion:
+        """Every other setting with its help, part by part, folded away."""
+        names = [f.name for f in dataclasses.fields(Config)]
+        starts = [names.index(first) for first in FOLDS.values()]
+        grid = widgets.Layout(grid_template_columns="repeat(auto-fill, minmax(300px, 1fr))", width="100%")
+        parts: list[widgets.Widget] = []
+        for title, start, end in zip(FOLDS, starts, [*starts[1:], len(names)], strict=True):
+            mine = {k: controls[k] for k in names[start:end] if k in controls}
+            parts += [widgets.HTML(f"<b>{title}</b>"), widgets.GridBox(explained(Config, mine), layout=grid)]
+        fold = widgets.Accordion([widgets.VBox(parts)], titles=["All settings"], selected_index=None)
+        fold.add_class("rgb2pc-all-settings")
+        return fold
+
     def _empty_figure(self) -> go.Figure:
-        titles = ("Training loss", "R@1 on validation samples", "Mean gates")
+        titles = ("Training loss", f"R@1 on {SIDES[0]} samples", "Mean gates")
         figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07)
         figure.update_layout(
             autosize=True, height=430, margin={"l": 55, "r": 15, "t": 55, "b": 110}, template="plotly_white",
@@ -263,8 +295,8 @@ class TrainingPanel:
             figure.add_scatter(x=[0, 1], y=y, row=1, col=column, **hidden)
         experts = sorted(self.base.vis_roots)
         self._gates = {}
-        for name in experts:
-            line = {"color": colour(name, experts), "width": 2.5}
+        for i, name in enumerate(experts):
+            line = {"color": colour(name, experts), "width": 2.5, "dash": DASHES[i % len(DASHES)]}
             figure.add_scatter(x=[], y=[], name=name, line=line, mode="lines", legend="legend2", row=1, col=3)
             self._gates[name] = figure.data[-1]
         self._lasting = figure.data
@@ -280,7 +312,7 @@ class TrainingPanel:
         self._traces = {}
         names = labels(configs) if configs else []
         for (key, (_, rows)), name, (tint, dash) in zip(self.shown.items(), names, styles(configs), strict=True):
-            drawn = curves(rows)
+            drawn = self._curves(rows)
             for column, curve in ((1, "loss"), (2, "R@1")):
                 x, y = drawn.get(curve, ([], []))
                 self.figure.add_scatter(
@@ -289,24 +321,45 @@ class TrainingPanel:
                     line={"color": tint, "dash": DASHES[dash], "width": 1.5 if column == 1 else 2},
                 )  # fmt: skip
                 self._traces[key, curve] = self.figure.data[-1]
+        self._name_side()
+        self.figure.update_yaxes(type="log" if self.log.value else "linear", col=1)
+        self.figure.update_yaxes(title_text="loss, smoothed" if self.smoothing.value else "loss", col=1)
         self.plot.draw()
         if self.session.snapshot().config:
             self._show_command()
 
+    def _name_side(self) -> None:
+        sides = dict.fromkeys(side_of(rows) for _, rows in self.shown.values() if rows)
+        self.figure.layout.annotations[1].text = f"R@1 on {' and '.join(sides) or SIDES[0]} samples"
+
+    def _redraw(self) -> None:
+        self._draw_runs()
+        self._paint(self.session.snapshot())
+
+    def _curves(self, rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """As they are drawn: the loss smoothed."""
+        drawn = curves(rows)
+        if "loss" in drawn:
+            steps, values = drawn["loss"]
+            drawn["loss"] = steps, smoothed(values, self.smoothing.value)
+        return drawn
+
     def _draw_curves(self, now: Snapshot) -> None:
-        drawn = curves(now.rows)
+        drawn = self._curves(now.rows)
         for curve in ("loss", "R@1"):
             if curve in drawn:
                 trace = self._traces[now.settings.save_dir, curve]
                 trace.x, trace.y = drawn[curve]
         for name, trace in self._gates.items():
             trace.x, trace.y = drawn.get(f"gate/{name}", ([], []))
+        self._name_side()
         name = html.escape(self._traces[now.settings.save_dir, "loss"].name)
         self.figure.layout.annotations[2].text = f"Mean gates<br><span style='font-size:12px'>{name}</span>"
         self.plot.draw()
 
     def _show_command(self) -> None:
-        look = "background:#f5f5f5; color:#222222; padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "
+        look = "background:var(--jp-layout-color2, #eeeeee); color:var(--jp-ui-font-color0, #111111); "
+        look += "padding:6px 8px; margin:2px 0; line-height:1.35; font-size:12px; "
         look += "white-space:pre-wrap; word-break:normal; overflow-x:auto"
         words = (f"<span style='white-space:nowrap'>{html.escape(word)}</span>" for word in self.command().split(" "))
         self.commandline.value = (
@@ -315,8 +368,8 @@ class TrainingPanel:
         )
 
 
-def _words(now: Snapshot) -> str:
-    """The status line."""
+def _words(now: Snapshot, left: float) -> str:
+    """The status line; `left`: seconds to go, NaN where that is not known."""
     at = f"at step {now.step} of {now.settings.steps}"
     if now.state == "failed":
         return now.error
@@ -333,13 +386,21 @@ def _words(now: Snapshot) -> str:
     if now.state == "running":
         parts += [f"loss {now.rows[-1]['loss']:.3f}"] * bool(now.rows)
         parts += [f"{1 / now.seconds:.1f} steps/s"] * bool(now.seconds)
+        parts += [f"about {duration(left)} left"] * (not math.isnan(left))
     if now.state == "stopped":
         parts += ["Resume goes on from here"]
     return ", ".join(parts + [now.note] * bool(now.note))
 
 
-def _stops(values: set) -> list[tuple[str, float]]:
-    return [(f"{v:g}", v) for v in sorted(values)]
+def duration(seconds: float) -> str:
+    """How long, as a person says it.
+
+    >>> duration(42.4), duration(200), duration(9000)
+    ('42 s', '3 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _cell() -> str:

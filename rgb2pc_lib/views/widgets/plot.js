@@ -10,16 +10,31 @@ async function load(model) {
   return globalThis.Plotly;
 }
 
+// The page's ink on no paper of its own, so that a figure is as legible in a dark theme as in a light one.
+function inked(template, box) {
+  const ink = getComputedStyle(box).color, faint = ink.replace(/rgba?\((\d+, \d+, \d+).*/, "rgba($1, 0.18)");
+  const none = "rgba(0, 0, 0, 0)", sheet = (template.layout ??= {});
+  Object.assign(sheet, { paper_bgcolor: none, plot_bgcolor: none, font: { ...sheet.font, color: ink } });
+  sheet.modebar = { bgcolor: none, color: faint, activecolor: ink };
+  const line = { gridcolor: faint, zerolinecolor: faint, linecolor: faint };
+  for (const name of ["xaxis", "yaxis"]) sheet[name] = { ...sheet[name], ...line };
+  sheet.scene = { ...sheet.scene };
+  for (const name of ["xaxis", "yaxis", "zaxis"])
+    sheet.scene[name] = { ...sheet.scene[name], ...line, backgroundcolor: none, showbackground: false };
+}
+
 export default {
   render({ model, el }) {
     const box = document.createElement("div");
+    box.style.transition = "color 1ms"; // which tells when the theme has changed
     el.append(box);
     let plotly, gone = false, last = Promise.resolve();
     const draw = () => {
       last = last.then(() => {
         if (gone || !plotly || !box.isConnected) return; // `begin` draws what is there by then
         const { data, layout } = JSON.parse(model.get("shown"));
-        const config = { displaylogo: false, responsive: true, showSendToCloud: false, modeBarButtonsToRemove: ["sendDataToCloud"] };
+        inked((layout.template ??= {}), box);
+        const config = { displaylogo: false, responsive: true, showSendToCloud: false };
         return plotly.react(box, data, layout, config);
       }).catch((e) => console.error("rgb2pc plot:", e));
     };
@@ -34,6 +49,7 @@ export default {
     const seen = new ResizeObserver(() => plotly && box.layout?.autosize && plotly.Plots.resize(box));
     seen.observe(el);
     model.on("change:shown", draw);
+    box.addEventListener("transitionend", (e) => e.propertyName === "color" && draw());
     (globalThis.rgb2pcPlotly ??= load(model)).then((found) => { plotly = found; begin(); }, (e) => {
       globalThis.rgb2pcPlotly = undefined;
       box.textContent = `plotly did not load: ${e}`;

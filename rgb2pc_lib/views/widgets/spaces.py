@@ -13,7 +13,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import display
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -25,30 +24,32 @@ from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import ALARM, cloud_scene, cloud_trace, overlay, plain
+from rgb2pc_lib.views.plots import MARKS, mark, task_colours
 from rgb2pc_lib.views.spaces import (
     MEANING,
     Spaces,
     draw_map,
     name_tasks,
     shades,
+    shapes,
     state_columns,
-    task_colours,
     tints,
 )
-from rgb2pc_lib.views.widgets.maps import Maps
+from rgb2pc_lib.views.widgets.maps import GLYPHS, Maps
 from rgb2pc_lib.views.widgets.paint import Repaint
 from rgb2pc_lib.views.widgets.plot import Plot
+from rgb2pc_lib.views.widgets.twin import Twinned
 
 SIDE, SMALL = 224, 104  # pixels of a picture
 COUNT = 5  # neighbours shown
 ROWS = {"teacher": "nearest in the teacher's space", "student": "clouds that the student finds first from RGB"}
 THUMBNAILS = 14  # of a selection
 LISTED = 24  # names, at most, that a legend spells out
-WRAP, SNUG = widgets.Layout(flex_flow="row wrap"), widgets.Layout(width="auto")
+WRAP = widgets.Layout(flex_flow="row wrap")
 _EMPTY = b""
 
 
-class SpaceBrowser:
+class SpaceBrowser(Twinned):
     """Two maps side by side. Hover: the step's RGB frame. Click: its cloud, its neighbours and its retrieval rank.
 
     What is selected (with a box, a lasso, the legend, or from Python) is lit in both maps, and is a table in Python.
@@ -69,9 +70,6 @@ class SpaceBrowser:
         self.repaint = Repaint(self._draw)
         self._build()
         self._draw()
-
-    def _ipython_display_(self) -> None:
-        display(self.view)
 
     # -- what people do; the same without a mouse
 
@@ -180,19 +178,22 @@ class SpaceBrowser:
 
     def _recolour(self) -> None:
         values = self.table[self.colour.value]
-        self.maps.paint(tints(values))
+        self.maps.paint(tints(values), shapes(values))
         size = widgets.HTML("large: held out, small: training")
         if pd.api.types.is_numeric_dtype(values):
             self.legend.children = [widgets.HTML(_ramp(values)), size]
             return
         names = task_colours(values)
-        buttons = [self._legend_button(name, tint) for name, tint in names.items()] if len(names) <= LISTED else []
+        listed = names if len(names) <= LISTED else {}
+        buttons = [
+            self._legend_button(name, tint, GLYPHS[MARKS.index(mark(name, names))]) for name, tint in listed.items()
+        ]
         self.legend.children = [*buttons, widgets.HTML(f"{len(names)} different; " if not buttons else ""), size]
 
-    def _legend_button(self, name: str, tint: str) -> widgets.Button:
+    def _legend_button(self, name: str, tint: str, glyph: str) -> widgets.Button:
         """A name of the legend; a click selects what bears it."""
-        button = widgets.Button(description=f"\u25a0 {name}", tooltip=f"select {name}", layout=SNUG)
-        button.style.text_color = tint
+        button = widgets.Button(description=f"{glyph} {name}", tooltip=f"select {name}", layout={"width": "auto"})
+        button.layout.border_left = f"12px solid {tint}"
         column = self.colour.value
 
         def pick(_button) -> None:

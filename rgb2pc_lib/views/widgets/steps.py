@@ -6,20 +6,18 @@ import html
 
 import ipywidgets as widgets
 import pandas as pd
-from IPython.display import display
 
 from rgb2pc_lib.views.widgets.paint import Repaint
+from rgb2pc_lib.views.widgets.twin import Twinned
 
 
-class StepBrowser:
+class StepBrowser(Twinned):
     """Controls that stand at one step of a table with the columns task, episode and step.
 
     A panel derives from it, paints the `chosen` step in `_draw` and puts `row`, the controls, into its `view`. `_draw`
     is called whenever another step is chosen, for the first time by the panel itself. `start`: the episode, by task and
     name, that is shown first.
     """
-
-    view: widgets.Widget
 
     def __init__(self, keys: pd.DataFrame, start: tuple[str, str] | None = None):
         self.steps = {k: g.tolist() for k, g in keys.groupby(["task", "episode"], sort=False)["step"]}
@@ -29,7 +27,8 @@ class StepBrowser:
         self.episode = widgets.Dropdown(description="episode")
         self.step = widgets.IntSlider(description="step", readout=False, layout=widgets.Layout(width="360px"))
         self.name = widgets.HTML()
-        self.row = widgets.HBox([self.task, self.episode, self.step, self.name])
+        wrap = widgets.Layout(flex_flow="row wrap")
+        self.row = widgets.HBox([self.task, self.episode, self.step, self.name], layout=wrap)
         self._fill_episodes()
         if start is not None and start in self.steps:
             self.task.value = start[0]
@@ -39,9 +38,6 @@ class StepBrowser:
         self.task.observe(self._other_task, "value")
         self.episode.observe(self._other_episode, "value")
         self.step.observe(self.repaint, "value")
-
-    def _ipython_display_(self) -> None:
-        display(self.view)
 
     @property
     def chosen(self) -> tuple[str, str, str]:

@@ -21,7 +21,7 @@ from rgb2pc_lib.learning import session as session_module
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.session import THREAD
 from rgb2pc_lib.learning.train import train
-from rgb2pc_lib.views.curves import curves_figure, labels, styles, verdict_figure
+from rgb2pc_lib.views.curves import curves_figure, labels, smoothed, styles, verdict_figure
 from rgb2pc_lib.views.widgets import panel as module
 from rgb2pc_lib.views.widgets.panel import TrainingPanel
 
@@ -74,6 +74,7 @@ def test_start_stop_resume_by_clicks(left, tmp_path):
         await until(lambda: drawn(panel) and drawn(panel)["moe"] > 3)
         assert [b[k].disabled for k in ("start", "stop", "resume")] == [True, False, True]
         assert "loss" in panel.status.value and "steps/s" in panel.status.value
+        await until(lambda: re.search(r"about \d+ s left", panel.status.value))
         gates = [t for t in panel.figure.data if t.legend == "legend2"]
         assert [t.name for t in gates] == ["left", "right"] and all(len(t.x) == len(gates[0].x) > 3 for t in gates)
         assert np.allclose(sum(np.array(t.y) for t in gates), 1, atol=1e-5)
@@ -148,6 +149,51 @@ def test_a_new_kernel_shows_a_finished_run_again(left, tmp_path):
 
     assert drive("one")[0] == drive("two")[0]
     assert "trained before" in drive("three")[1]
+
+
+def test_the_panel_covers_every_setting(left, tmp_path):
+    @in_a_loop
+    async def drive():
+        panel = TrainingPanel(SMALL.with_workspace(left), tmp_path)
+        fields = {f.name: f.metadata["help"] for f in dataclasses.fields(Config)}
+        assert set(panel.controls) | set(module.OWN) == set(fields) and not set(panel.controls) & set(module.OWN)
+        base = dataclasses.asdict(panel.base)
+        assert {k: c.value for k, c in panel.controls.items()} == {k: base[k] for k in panel.controls}
+        assert sorted(c.widget.tooltip == fields[k] for k, c in panel.controls.items()).count(False) == 1  # the ticks
+        changed = {"tasks": ("pull", "a b"), "centre": False, "held_out": 0.5, "pooling": "attention", "moe_top_k": 2,
+                   "device": "cpu", "vis_roots": {"left": base["vis_roots"]["left"]}}  # fmt: skip
+        for name, value in changed.items():
+            panel.set(name, value)
+        config = panel.config()
+        assert {k: getattr(config, k) for k in changed} == changed
+        panel.set("tasks", ())
+        panel.set("exclude_near", 2)
+        run = await panel.run(steps=20, moe_top_k=0)
+        assert list(run.summary["gates"]) == ["left"] and run.config.exclude_near == 2
+        panel.set("vis_roots", ())
+        panel.buttons["start"].click()
+        await until(lambda: "failed" in panel.status.value)
+        assert "expert" in panel.status.value
+
+    drive()
+
+
+def test_smoothing_log_axis_and_where_the_curve_comes_from(left, tmp_path):
+    @in_a_loop
+    async def drive():
+        panel = TrainingPanel(dataclasses.replace(SMALL, validation=0.25).with_workspace(left), tmp_path)
+        await panel.run()
+        (loss,) = (t for t in panel.figure.data if t.legendgroup and t.showlegend)
+        assert panel.figure.layout.annotations[1].text == "R@1 on validation samples"
+        raw, gates = np.array(loss.y), len([t for t in panel.figure.data if t.legend == "legend2" and len(t.x)])
+        panel.smoothing.value, panel.log.value = 0.9, True
+        await until(lambda: panel.figure.layout.yaxis.type == "log")
+        (loss,) = (t for t in panel.figure.data if t.legendgroup and t.showlegend)
+        assert np.allclose(loss.y, smoothed(raw, 0.9)) and np.std(np.diff(loss.y)) < np.std(np.diff(raw))
+        assert len([t for t in panel.figure.data if t.legend == "legend2" and len(t.x)]) == gates == 2
+        assert panel.static().axes[0].get_yscale() == "log" and "smoothed" in panel.static().axes[0].get_title()
+
+    drive()
 
 
 def test_what_goes_wrong_appears_on_the_panel_in_words(left, tmp_path, monkeypatch):
