@@ -58,7 +58,7 @@ def clouds(root, monkeypatch):
             return stop.code
         return 0
 
-    words = ["--workspace", root / "mine.toml", "--out", root / "out"]
+    words = ["--workspace", root / "mine.toml", "--frame", "world", "--out", root / "out"]
     return main, words, lambda i: root / "source" / "task" / "episode_0000" / f"step_{i:04d}.ply", root / "out"
 
 
@@ -121,7 +121,14 @@ def test_processes_wait_for_each_other_and_tell_their_faults_once(tmp_path):
     (tmp_path / "mine.toml").write_text('[roots]\nclouds = "clouds"\n')
     for i in range(1, 8, 2):  # the second process has nothing but these
         (main / "task" / "episode_0000" / f"step_{i:04d}.ply").write_text("no cloud")
-    words = [str(PROJECT / "tools" / "extract_teacher.py"), "--workspace", tmp_path / "mine.toml", "--out"]
+    words = [
+        str(PROJECT / "tools" / "extract_teacher.py"),
+        "--workspace",
+        tmp_path / "mine.toml",
+        "--frame",
+        "world",
+        "--out",
+    ]
     run = [
         sys.executable,
         "-m",

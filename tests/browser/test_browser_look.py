@@ -118,7 +118,10 @@ def looks_right(nb, name, slowest=20):
         found = {what: nb.page.evaluate(_CONTRAST, where) for what, where in _TEXTS.items()}
         return [what for what, ratios in found.items() if not ratios or min(ratios) < 4.5]
 
-    nb.until(lambda: not faint(), slowest)
+    try:
+        nb.until(lambda: not faint(), slowest)
+    except AssertionError:
+        pytest.fail(f"{name}: too faint: {', '.join(faint())}")
     tracks = nb.page.evaluate(_TRACKS)
     assert len(tracks) >= 12 and min(tracks) >= 50, tracks
     assert not nb.page.evaluate(_WIDE)

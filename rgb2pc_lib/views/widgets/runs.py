@@ -287,7 +287,7 @@ class RunTable:
         change = change.loc[pd.MultiIndex.from_frame(self.versus.keys)].to_numpy()
         titles = [f"{letter}: {run.name}" for letter, run in zip("AB", (self.a, self.b), strict=True)]
         self.maps = Maps(dict(zip(titles, (a, b @ u @ v), strict=True)), np.ones(n, bool), self._acted)
-        self.maps.paint([CALM if c > 0 else ALARM if c < 0 else _GREY for c in change])
+        self.maps.paint([CALM if c > 0 else ALARM if c < 0 else _GREY for c in change], 1 - np.sign(change))
         self.maps.opened = _keys(self.versus.keys).index(self.steps.opened)
         self.maps.observe(Repaint(self._selected), "selected")
         tints = {"better in B": CALM, "worse in B": ALARM, "alike": _GREY}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rgb2pc_lib.data.workspace import PROJECT, SAMPLE, Workspace
-from rgb2pc_lib.encoders.clouds.extract_clouds import list_clouds, read_cloud
+from rgb2pc_lib.encoders.clouds.extract_clouds import in_frame, list_clouds, read_cloud, turn
 from rgb2pc_lib.encoders.clouds.points import PointConfig, PointEncoder, load_point_encoder, save_point_encoder
 from rgb2pc_lib.encoders.weights import network_fingerprint
 from rgb2pc_lib.errors import InputError
@@ -54,9 +54,10 @@ def test_tools_end_with_one_message(tool, arguments, monkeypatch, capsys):
 
 
 def test_shipped_weights_describe_the_sample():
-    encoder, root = load_point_encoder(), Workspace.load(SAMPLE).clouds
-    paths = [episode[i] for episode in list_clouds(root).values() for i in (0, 7, 15)]
-    points = torch.from_numpy(np.stack([read_cloud(p)[0] for p in paths]))
+    encoder, workspace = load_point_encoder(), Workspace.load(SAMPLE)
+    paths = [episode[i] for episode in list_clouds(workspace.clouds).values() for i in (0, 7, 15)]
+    clouds = [in_frame(read_cloud(p)[0], turn(p, encoder.config.frame, workspace.state)) for p in paths]
+    points = torch.from_numpy(np.stack(clouds))
     with torch.inference_mode():
         z = encoder.embed(points)
         half = encoder.embed(points[:, ::2])
