@@ -261,7 +261,8 @@ class Report:
         """Ranks of A against those of B, and the steps that changed most; None without two that can be compared."""
         if self.versus is None:
             return None
-        return versus_figure(self.versus[2], *(runs[0] for runs in self.versus[2].runs))
+        a, b = (runs[0] for runs in self.versus[2].runs)
+        return versus_figure(self.versus[2], a, b)
 
     def versus_settings(self) -> pd.DataFrame:
         """Settings in which A and B differ; empty without two to be compared."""
@@ -272,7 +273,8 @@ class Report:
         table = self.spaces.table[self.spaces.held_out].sort_values(["rank", "error"])
         best, worst = (t.drop_duplicates(["task", "episode"]).index[:count] for t in (table, table[::-1]))
         figure = Figure(figsize=(14, 5.9), layout="constrained")
-        for part, rows, said in zip(figure.subfigures(1, 2), (best, worst), ("Found best", "Found worst"), strict=True):
+        halves = np.asarray(figure.subfigures(1, 2))
+        for part, rows, said in zip(halves, (best, worst), ("Found best", "Found worst"), strict=True):
             part.suptitle(f"{said}, of {len(table)} held-out steps")
             for column, row in zip(part.subplots(3, count, squeeze=False).T, rows, strict=False):
                 self._retrieval(column, row)

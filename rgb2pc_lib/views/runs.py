@@ -148,7 +148,7 @@ def versus_figure(found: Versus, a: Run, b: Run, count: int = 5) -> Figure:
     """Two runs on the steps that both hold out: rank against rank, and the frames that changed most, both ways."""
     steps, table = found.steps, found.table
     figure = Figure(figsize=(13, 5.4), layout="constrained")
-    ranks, frames = figure.subfigures(1, 2, width_ratios=[1, 1.7])
+    ranks, frames = np.asarray(figure.subfigures(1, 2, width_ratios=[1, 1.7]))
     axes = ranks.subplots()
     better, worse = steps["change"] > 0, steps["change"] < 0
     for rows, tint, mark, said in (

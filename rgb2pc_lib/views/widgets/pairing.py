@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -25,6 +25,10 @@ from rgb2pc_lib.views.widgets.plot import Plot
 from rgb2pc_lib.views.widgets.steps import StepBrowser
 from rgb2pc_lib.views.widgets.table import Table
 from rgb2pc_lib.views.widgets.twin import Twinned
+
+
+def _without_button(does: Callable[[], None]) -> Callable[[widgets.Button], None]:
+    return lambda _: does()
 
 
 class PairingBrowser(StepBrowser):
@@ -187,7 +191,7 @@ class PairingBrowser(StepBrowser):
         self.decision.add_class("rgb2pc-decision")
         self.table = Table(self._rows(), "name", lambda name: self.go(*name.split("/", 1)), hidden=["name"])
         self.each_by = widgets.IntText(layout=widgets.Layout(width="70px"))
-        many = {
+        many: dict[str, tuple[str, Callable[[], None]]] = {
             "flagged": ("tick the flagged ones", lambda: self.tick_flagged()),
             "exclude": ("exclude the ticked ones", lambda: self.exclude(self.ticked)),
             "found": ("shift each ticked one as found", lambda: self.shift_found(self.ticked)),
@@ -195,9 +199,9 @@ class PairingBrowser(StepBrowser):
             "keep": ("keep the ticked ones as filed", lambda: self.keep(self.ticked)),
         }
         self.many = {}
-        for name, (text, act) in many.items():
+        for name, (text, does) in many.items():
             button = self.many[name] = widgets.Button(description=text, layout=snug)
-            button.on_click(lambda _, act=act: act())
+            button.on_click(_without_button(does))
             if name == "shift":
                 self.many["by"] = self.each_by
         self.table.observe(self._draw_ticked, "ticked")

@@ -60,7 +60,7 @@ class Reel(anywidget.AnyWidget):
     tokens = traitlets.Bytes().tag(sync=True)  # uint8 [steps, h, w, 3]
     gates = traitlets.Bytes().tag(sync=True)
     trust = traitlets.Dict().tag(sync=True)  # {experts, colours, means [steps][experts]}; empty without a run
-    checks = traitlets.List().tag(sync=True)  # {name, unit, said, alarm, shifts, fits} of each check
+    checks: Any = traitlets.List().tag(sync=True)  # {name, unit, said, alarm, shifts, fits} of each check
     said = traitlets.Unicode().tag(sync=True)
 
 

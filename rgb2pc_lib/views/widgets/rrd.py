@@ -81,7 +81,7 @@ def _learned(run: Run, task: str, episode: str) -> dict[str, dict[tuple[str, ...
     rr, reader, e = _rerun(), GateReader.open(run), run.embeddings_of_all()
     keys = reader.keys
     rows = keys[(keys["task"] == task) & (keys["episode"] == episode)]
-    maps = reader.maps(rows.index.to_numpy()) if len(rows) else []
+    maps: Any = reader.maps(rows.index.to_numpy()) if len(rows) else []
     out: dict[str, dict[tuple[str, ...], Any]] = {step: {} for step in rows["step"]}
     for step, gates in zip(rows["step"], maps, strict=True):  # [H, W, M]
         for m, name in enumerate(reader.experts):
@@ -91,7 +91,8 @@ def _learned(run: Run, task: str, episode: str) -> dict[str, dict[tuple[str, ...
     mine = np.flatnonzero((e["task"] == task) & (e["episode"] == episode))
     for i in mine:
         student, teacher = e["student"][i], e["teacher"][i] - mean
-        made = {("embedding", "student"): rr.Tensor(student), ("embedding", "teacher"): rr.Tensor(teacher)}
+        made: dict[tuple[str, ...], Any] = {("embedding", "student"): rr.Tensor(student)}
+        made["embedding", "teacher"] = rr.Tensor(teacher)
         if len(student) == len(teacher):
             made["cosine",] = rr.Scalars(float(unit(student) @ unit(teacher)))
         out.setdefault(str(e["step"][i]), {}).update(made)
