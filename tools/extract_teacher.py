@@ -35,8 +35,8 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--workspace", type=Path, default=SAMPLE, help="TOML file naming the roots (default: the sample)")
     p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--weights", type=Path, help="checkpoint (pointnet: data/teacher/pointnet.safetensors)")
-    p.add_argument("--frame", choices=["camera", "world"], default="camera",
-                   help="axes of the clouds: camera (y down, z forward) or world (z up); state files win")  # fmt: skip
+    p.add_argument("--frame", choices=["camera", "world"],
+                   help="axes of clouds of which no state says: camera (y down, z forward) or world (z up)")  # fmt: skip
     p.add_argument("--tag", help="files end in .ulip_TAG.pt (default: the encoder's name)")
     p.add_argument("--out", type=Path, help="write here instead of the workspace's teacher root")
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu; cuda: one a process)")
@@ -62,7 +62,12 @@ def main(argv=None) -> int:
     if out is None:
         raise InputError(f"{args.workspace}: names no teacher root; add one or give --out")
     device = f"cuda:{os.environ['LOCAL_RANK']}" if args.device == "cuda" and "LOCAL_RANK" in os.environ else args.device
-    encoder = load_cloud_encoder(args.encoder, args.weights, device, args.frame)
+    encoder = load_cloud_encoder(args.encoder, args.weights, device, args.frame or "camera")
+    frame = args.frame or encoder.frame or "camera"
+    if encoder.frame and not args.frame and workspace.state is None:
+        print(
+            f"note: no state says in which frame the clouds are; taken to be the {frame}'s (--frame)", file=sys.stderr
+        )
     tag = args.tag or encoder.name
     faults = Faults()
     if args.dry_run:
@@ -74,7 +79,7 @@ def main(argv=None) -> int:
     batch = args.batch or (1 if device == "cpu" else 16)
     written, kept = extract_teacher(
         encoder, clouds, out, tag, batch, faults=faults, exclude=workspace.exclude, state_root=workspace.state,
-        clouds_in=args.frame,
+        clouds_in=frame,
     )  # fmt: skip
     print(f"{tag}: {written} files written, {kept} kept, in {out}")
     return ranks.tell(faults, out / "faults.txt")
