@@ -36,7 +36,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--weights", type=Path, help="checkpoint (pointnet: data/teacher/pointnet.safetensors)")
     p.add_argument("--frame", choices=["camera", "world"],
-                   help="axes of clouds of which no state says: camera (y down, z forward) or world (z up)")  # fmt: skip
+                   help="axes of clouds without state: camera (y down, z forward) or world (z up)")  # fmt: skip
     p.add_argument("--tag", help="files end in .ulip_TAG.pt (default: the encoder's name)")
     p.add_argument("--out", type=Path, help="write here instead of the workspace's teacher root")
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu; cuda: one a process)")
