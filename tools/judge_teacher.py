@@ -81,8 +81,7 @@ def main(argv=None) -> None:
         path = steps[n][2]
         cloud = read_cloud(path)[0]
         for name, encoder in encoders.items():
-            turned = turn(path, encoder.config.frame, state)
-            seen = cloud if turned is None else in_frame(cloud, turned)
+            seen = in_frame(cloud, turn(path, encoder.config.frame, state))
             features = encoder(torch.from_numpy(seen)[None])[0].numpy()
             for how in args.pooling:
                 z[f"{name}, {how}"].append(pooled(features, how))

@@ -250,12 +250,13 @@ def _read(encoder, path, turned):  # of those points that are looked at: [N, 6],
         )
     rows = sample_points(len(points), encoder.most, _name(path))
     points = points[rows]
-    seen = points if turned is None else in_frame(points, turned)
-    return points, seen, None if cloud.uv is None else cloud.uv[rows]
+    return points, in_frame(points, turned), None if cloud.uv is None else cloud.uv[rows]
 
 
-def in_frame(points: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    """Points `[N, 6]` float32 in another frame; colours stay."""
+def in_frame(points: np.ndarray, turned: np.ndarray | None) -> np.ndarray:
+    """Points `[N, 6]` float32 in another frame (see `turn`; None: as they are); colours stay."""
+    if turned is None:
+        return points
     xyz = transform(points[:, :3].astype(np.float64), turned)
     return np.concatenate([xyz.astype(np.float32), points[:, 3:]], 1)
 

@@ -197,11 +197,10 @@ def load_recorded(*roots: Path, frame: str = "world", progress: bool = True) -> 
         check_npz(path, state, {"tcp": ("f", "S3"), "opening": ("iuf", "S"), "object": ("f", "S3")})
         kept = rows_of(state, [step_name(p.name) for p in paths], path)
         for p in paths:
-            cloud, turned = read_cloud(p)[0], turn(p, frame, path.parents[1])
-            points.append(torch.from_numpy(cloud if turned is None else in_frame(cloud, turned)))
+            points.append(torch.from_numpy(in_frame(read_cloud(p)[0], turn(p, frame, path.parents[1]))))
         pose = poses(state, kept, path, frame)
         if pose is None:
-            raise InputError(f"{path}: clouds in the world's frame, and no array world_to_camera [4, 4]; add it")
+            raise InputError(f"{path}: no array world_to_camera [4, 4] tells where the camera stands; add it")
         tcp, thing = ((pose[:, :3, :3] @ state[k][kept][..., None])[..., 0] + pose[:, :3, 3] for k in ("tcp", "object"))
         told.append((tcp, state["opening"][kept], thing))
     if all(some[:, :3].abs().max() <= _NEAR for some in points):
