@@ -81,8 +81,9 @@ def lab(tmp_path_factory):
     server.wait(60)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """A browser; closed after each file, as its event loop runs in this thread, where other tests start their own."""
     from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as playwright:
