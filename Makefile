@@ -8,7 +8,7 @@ EXPERTS := efficientnet xfeat daisy simdepth
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install features demo compact report figures test lab docs gallery record proof-data teacher simdepth tables proof bench clean
+.PHONY: help install features demo compact report figures test test-long lab docs gallery record proof-data teacher simdepth tables proof bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  make \1\t/' | expand -t 18
@@ -72,8 +72,11 @@ docs: $(VENV)/docs  ## the documentation, as pages that need no network: site/in
 gallery: compact $(VENV)/docs  ## execute the notebooks, so that `make docs` shows their results
 	$(BIN)/python docs/gallery.py
 
-test: $(VENV)/tests features  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/tests features  ## the tests (a quarter of an hour on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+
+test-long: $(VENV)/tests features  ## those of some minutes each: every widget driven in Chromium, the sample judged
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 bench: $(VENV)/core  ## benchmarks: ratios against their targets (a smaller run: BENCH="--episodes 10")
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py $(BENCH)

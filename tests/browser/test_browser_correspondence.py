@@ -1,5 +1,9 @@
 """Notebook 07 as a person uses it: pick a place in the image and a point of the cloud, and see the other light up."""
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 _PANEL = ".rgb2pc-correspondence"
 _PLOT = f"(i) => document.querySelectorAll('{_PANEL} .js-plotly-plot')[i]"
 _POINTS = f"() => Array.from(({_PLOT})(1).data[0].marker.color).join()"

@@ -1,5 +1,9 @@
 """Notebook 03 as a person uses it: choose an expert, fade it in and out, move through the steps of an episode."""
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 _PANEL = ".rgb2pc-gates"
 _PLOT = f"() => document.querySelector('{_PANEL} .js-plotly-plot')?._fullData?.[0]"
 _COLOURS = f"() => Array.from(({_PLOT})()?.marker.color ?? []).slice(0, 200).join()"  # empty until plotly has drawn it

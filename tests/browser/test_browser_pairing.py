@@ -1,5 +1,9 @@
 """Notebook 01 as a person uses it: choose an episode, move through its steps, see the fault, weigh the negatives."""
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 _PLOT = "() => document.querySelector('.rgb2pc-pairing .js-plotly-plot')?._fullData?.[0]"
 _CLOUD = f"() => Array.from(({_PLOT})()?.x ?? []).slice(0, 50)"  # empty until plotly has drawn it
 _BARS = "() => document.querySelector('.rgb2pc-negatives .js-plotly-plot')?._fullData?.[0]?.marker.color.join() ?? ''"

@@ -11,6 +11,8 @@ import tiny
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.train import train
 
+pytestmark = pytest.mark.long
+
 ROW = ".rgb2pc-runs .rgb2pc-table tr[data-key='{}']"
 DARK = "async (theme) => { await window.jupyterapp.commands.execute('apputils:change-theme', {theme}) }"
 

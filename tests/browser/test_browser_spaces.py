@@ -4,6 +4,10 @@ import json
 import os
 import random
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 SEQUENCES = int(os.environ.get("RGB2PC_SEQUENCES", 4))  # of box, lasso and clear; 50 for a thorough look
 _CLOUD = "() => document.querySelector('.rgb2pc-spaces .js-plotly-plot')?._fullData?.[0]?.x?.slice(0, 50).join()"
 _LIT = "() => [...document.querySelectorAll('.rgb2pc-map')].map(m => m.lit && Array.from(m.lit))"

@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 _THREADS = "import threading; print(sum(t.name == 'rgb2pc-training' for t in threading.enumerate()))"
 _CURVES = """() => {
   const plot = document.querySelector('.rgb2pc-panel .js-plotly-plot');

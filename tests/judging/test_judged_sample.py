@@ -31,6 +31,7 @@ def test_strict_pairing_is_strict_on_the_sample(config):
         assert samples.pairing.teacher[row.task, row.episode][row.step].path.name.startswith(f"{row.step}.ply")
 
 
+@pytest.mark.long
 def test_fusion_beats_the_control_on_every_measure_and_the_weak_experts_on_retrieval(config, tmp_path):
     """Against the strongest expert alone the sample does not decide at one seed; the README gives the figures."""
     rows = line_up(config, 1, tmp_path)
