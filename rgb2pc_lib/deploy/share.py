@@ -20,6 +20,7 @@ from rgb2pc_lib.data.files.guarded import expect, first_line, read_object, read_
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import encoder_of
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
+from rgb2pc_lib.deploy.export import KINDS
 from rgb2pc_lib.deploy.hub import upload
 from rgb2pc_lib.encoders.images import EXPERTS, describe
 from rgb2pc_lib.errors import InputError
@@ -42,7 +43,9 @@ embeddings = embedder(images)  # uint8 [B, H, W, 3] -> [B, E]
 ```
 """
 _EXPORT = "export it again with tools/judge_compact.py"
-_COPIED = ("model.safetensors", "ledger.csv", "onnx.json", "model.onnx", "infer.py", "torchvision.pth")
+_COPIED = (
+    "model.safetensors", "ledger.csv", "onnx.json", "exports.csv", *KINDS.values(), "infer.py", "torchvision.pth",
+)  # fmt: skip
 FILES = (*_COPIED, "config.json", "summary.json", "README.md")  # all that a shared folder may hold
 
 

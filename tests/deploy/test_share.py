@@ -32,7 +32,8 @@ def compact(tmp_path_factory):
     ledger = [("teacher", "R2 tcp", 0.9), ("compact", "R2 tcp", 0.71875), ("compact", "CPU ms a frame", 5.5)]
     pd.DataFrame(ledger, columns=["hop", "measure", "value"]).to_csv(run.file("ledger.csv"), index=False)
     run.file("onnx.json").write_text(json.dumps({"relative": 4e-7, "frames": 24}))
-    for name in ("model.onnx", "infer.py", "state.pt", "metrics.jsonl", "embeddings.npz"):
+    lighter = "model.fp16.onnx", "exports.csv"
+    for name in (*lighter, "model.onnx", "infer.py", "state.pt", "metrics.jsonl", "embeddings.npz"):
         run.file(name).write_text("x")
     return run
 
@@ -53,7 +54,7 @@ def test_a_compact_student_comes_back_equal(compact, tmp_path):
     assert np.array_equal(Embedder.from_run(folder)(images), Embedder.from_run(compact)(images))
     assert {p.name for p in folder.iterdir()} == {
         "README.md", "config.json", "model.safetensors", "summary.json", "ledger.csv", "onnx.json", "model.onnx",
-        "infer.py",
+        "model.fp16.onnx", "exports.csv", "infer.py",
     }  # fmt: skip
     no_traces(folder, compact.folder)
 
