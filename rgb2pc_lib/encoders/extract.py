@@ -24,7 +24,7 @@ from rgb2pc_lib.data.listing import IMAGES, step_name, steps
 from rgb2pc_lib.data.pictures import image_size, read_image
 from rgb2pc_lib.encoders.encode import BatchSize, encode_frames, frames_encoded, kept
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder
-from rgb2pc_lib.encoders.pack_file import DTYPES, frames_ahead, layout, new_pack
+from rgb2pc_lib.encoders.pack_file import DTYPES, seen_ahead, layout, new_pack
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.ranks import rank, shard, world
 
@@ -66,7 +66,7 @@ def extract(
         path, pack = out / task / f"{episode}.pt", None
         with faults.at(f"{task}/{episode}"):
             meta = encoder.meta(*image_size(files[0]))
-            meta |= {"look_ahead": frames_ahead(encoder, len(files), window, causal)}
+            meta |= {"look_ahead": seen_ahead(encoder, len(files), window, causal)}
             meta |= {"episode_dir": f"{task}/{episode}", "task_name": task, "episode_name": episode}
             if path.exists():
                 pack = _read_kept(path, files, exclude, (task, episode))

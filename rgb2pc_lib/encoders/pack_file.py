@@ -87,11 +87,11 @@ def layout(frames: int, window: int, stride: int, causal: bool = False) -> dict:
     return {"num_frames": frames, "window_size": len(index[0]), "stride": stride, "num_windows": len(index)}
 
 
-def frames_ahead(expert: Expert, frames: int, window: int, causal: bool = False) -> int | list[int]:
+def seen_ahead(expert: Expert, frames: int, window: int, causal: bool = False) -> int | list[int]:
     """What a pack says of how many frames after its own each of a window's has seen: T numbers, or one for all.
 
     >>> from rgb2pc_lib.encoders.images import describe
-    >>> frames_ahead(describe("vggt"), 20, window=4), frames_ahead(describe("vggt"), 20, window=4, causal=True)
+    >>> seen_ahead(describe("vggt"), 20, window=4), seen_ahead(describe("vggt"), 20, window=4, causal=True)
     ([3, 2, 1, 0], 0)
     """
     return list(range(min(window, frames)))[::-1] if expert.together and not causal else 0
