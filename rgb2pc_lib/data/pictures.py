@@ -76,7 +76,7 @@ def encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
 def read_image(path: Path) -> np.ndarray:
     """RGB pixels `[H, W, 3]` uint8 of a PNG or JPEG. Raises InputError naming a file that cannot be decoded."""
     with _readable(path), Image.open(path) as image:
-        return _pixels(image)
+        return pixels_of(image)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -89,14 +89,9 @@ def decode(data: bytes, what: str) -> np.ndarray:
     """RGB pixels `[H, W, 3]` uint8 of an encoded image. Raises InputError naming `what` where it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _pixels(image)
+            return pixels_of(image)
     except _UNREADABLE as e:
         raise InputError(f"{what}: expected an encoded image (JPEG or PNG), found: {e or type(e).__name__}") from None
-
-
-def pixels_of(image: Image.Image) -> np.ndarray:
-    """RGB pixels `[H, W, 3]` uint8 of an image of Pillow's, by the rules above. Raises InputError for 32 bits."""
-    return _pixels(image)
 
 
 def as_rgb(pixels: np.ndarray, what: str) -> np.ndarray:
@@ -143,7 +138,8 @@ def _turn(image: Image.Image) -> Turn:
     return _EXIF.get(said, Turn()) if isinstance(said, int) else Turn()
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """RGB pixels `[H, W, 3]` uint8 of an image of Pillow's, by the rules above. Raises InputError for 32 bits."""
     if image.mode in _DEEP or image.mode == "I" and image.format == "PNG":
         rgb = np.repeat((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, 2)
     elif image.mode in ("I", "F"):

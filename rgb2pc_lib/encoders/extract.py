@@ -24,7 +24,7 @@ from rgb2pc_lib.data.listing import IMAGES, step_name, steps
 from rgb2pc_lib.data.pictures import image_size, read_image
 from rgb2pc_lib.encoders.encode import BatchSize, encode_frames, frames_encoded, kept
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder
-from rgb2pc_lib.encoders.pack_file import DTYPES, seen_ahead, layout, new_pack
+from rgb2pc_lib.encoders.pack_file import DTYPES, layout, new_pack, seen_ahead
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.ranks import rank, shard, world
 
