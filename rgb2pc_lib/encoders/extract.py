@@ -69,13 +69,13 @@ def extract(
             meta |= {"look_ahead": seen_ahead(encoder, len(files), window, causal)}
             meta |= {"episode_dir": f"{task}/{episode}", "task_name": task, "episode_name": episode}
             if path.exists():
-                pack = _read_kept(path, files, exclude, (task, episode))
+                pack = read_kept(path, files, exclude, (task, episode))
                 kept += 1
             else:
                 todo.append((path, Frames(files), meta))
         if pack:  # other settings are no fault of this one episode: nothing goes on
             cut = layout(pack["num_frames"], window, stride, causal)
-            _check_settings(path, pack, meta | cut | {"save_dtype": dtype})
+            check_kept(path, pack, meta | cut | {"save_dtype": dtype})
 
     system.keep_freed_memory()  # every batch of frames asks for the same memory anew
     size = BatchSize(batch)
@@ -182,7 +182,7 @@ def list_frames(
     return {key: files for key, files in found.items() if not wanted or key[0] in wanted}
 
 
-def _read_kept(path: Path, files: Sequence[Path], exclude: Exclusions, key: tuple[str, str]) -> dict:
+def read_kept(path: Path, files: Sequence[Path], exclude: Exclusions, key: tuple[str, str]) -> dict:
     """What a pack that is there says of itself. Raises InputError when it cannot be read, or is of other frames."""
     try:
         pack = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -199,9 +199,10 @@ def _read_kept(path: Path, files: Sequence[Path], exclude: Exclusions, key: tupl
     return found
 
 
-def _check_settings(path: Path, found: dict, expected: dict) -> None:
+def check_kept(path: Path, found: dict, expected: dict, identity: Sequence[str] = _IDENTITY) -> None:
+    """Raises InputError where what a pack says of itself is not what would be written now."""
     found, expected = ({"causal": False} | told for told in (found, expected))
-    if differ := [f"{k} {found.get(k)} instead of {expected[k]}" for k in _IDENTITY if found.get(k) != expected[k]]:
+    if differ := [f"{k} {found.get(k)} instead of {expected[k]}" for k in identity if found.get(k) != expected[k]]:
         raise InputError(
             f"{path}: this pack was made with {', '.join(differ)}; "
             "delete the folder of packs to make them again, or write elsewhere with --out"
