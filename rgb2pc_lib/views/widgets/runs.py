@@ -67,12 +67,13 @@ class RunTable(Twinned):
         """Look at the folder again."""
         self.table.fill(all_runs(self.out))
         self._draw()
+        self.renew_twin()
 
     def compare(self, a: str, b: str) -> None:
         """Tick two runs, by their names in the table. Raises InputError for one that is not there."""
         self.table.ticked = []
         self.table.tick(a, b)
-        self.repaint()
+        self._draw()
 
     def resume(self, name: str) -> None:
         """Go on with an unfinished run, in the background. Raises InputError for a finished one, and for no run."""
@@ -151,7 +152,7 @@ class RunTable(Twinned):
         if ticked != self._shown:
             self._shown, self.versus = ticked, None
             self._draw_ticked(ticked)
-        self.renew_twin()
+            self.renew_twin()
 
     def _draw_ticked(self, ticked: tuple[str, ...]) -> None:
         self.pair.children = ()
@@ -268,7 +269,8 @@ class RunTable(Twinned):
     def _maps_part(self) -> widgets.Widget:
         self.maps: Maps | None = None
         self.map_box = widgets.VBox()
-        button = widgets.Button(description="draw the maps of A and B", layout=_SNUG)
+        button = widgets.Button(description="draw the maps of A and B")
+        button.layout = widgets.Layout(width="auto", align_self="flex-start")
         button.on_click(self._try(self._begin_maps))
         self.map_box.children = (button,)
         return self.map_box

@@ -99,8 +99,7 @@ def test_maps_that_a_click_asks_for_are_folded_beside_the_kernel(out, monkeypatc
 
     async def drive():
         table = RunTable(out)
-        table.compare("judge/weighted", "judge/moe")
-        await asyncio.sleep(0.01)
+        table.compare("judge/weighted", "judge/moe")  # at once
         table.map_box.children[0].click()
         await asyncio.sleep(0)
         assert table.maps is None and "compiled" in table.map_box.children[0].value
