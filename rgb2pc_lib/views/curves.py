@@ -180,7 +180,7 @@ def verdict_figure(long: pd.DataFrame, measure: str, against: str, experts: Sequ
         axes.tick_params(left=False)
     level.set_yticks(at, order)
     level.invert_yaxis()
-    level.set(xlabel=f"held-out {measure}", xlim=(0, None))
+    level.set(xlabel=f"held-out {measure}", xlim=(0, 1.03 * level.get_xlim()[1]))
     if measure.removeprefix("R@").isdigit():
         chance = int(measure.removeprefix("R@")) / n
         level.axvline(chance, color="0.6", lw=1, ls=":")
