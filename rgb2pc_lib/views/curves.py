@@ -15,7 +15,6 @@ from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.views.plots import LINES, colour, line
 
 SIDES = ("validation", "held-out")  # what a curve is of; older runs and those without validation have the latter
-_SIDE_BY_SIDE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # plotly's names of `plots.LINES`
 _SHORT = {
     "student_tokens": "tokens", "batch_size": "batch", "fuse_dim": "width", "loss_mse": "MSE", "expert_drop": "drop",
@@ -130,13 +129,13 @@ def curves_figure(
 
 
 def curves_plotly(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
-    """Loss and retrieval of several runs in one pair of axes, each with a colour and a dash of its own."""
+    """Loss and retrieval of several runs in one pair of axes, each in its fusion's colour with a dash of its own."""
     figure = make_subplots(
         1, 2, subplot_titles=("Training loss", "Own cloud ranked first (R@1)"), horizontal_spacing=0.09
     )
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
         drawn = curves(run.metrics())
-        line = {"color": _SIDE_BY_SIDE[i % len(_SIDE_BY_SIDE)], "dash": DASHES[i % len(DASHES)], "width": 2}
+        line = {"color": colour(run.config.fusion, []), "dash": DASHES[i % len(DASHES)], "width": 2}
         for column, curve in ((1, "loss"), (2, "R@1")):
             x, y = drawn.get(curve, ([], []))
             figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=column == 1, line=line, row=1,
@@ -181,7 +180,7 @@ def verdict_figure(long: pd.DataFrame, measure: str, against: str, experts: Sequ
         axes.tick_params(left=False)
     level.set_yticks(at, order)
     level.invert_yaxis()
-    level.set(xlabel=f"held-out {measure}", xlim=(0, None))
+    level.set(xlabel=f"held-out {measure}", xlim=(0, 1.03 * level.get_xlim()[1]))
     if measure.removeprefix("R@").isdigit():
         chance = int(measure.removeprefix("R@")) / n
         level.axvline(chance, color="0.6", lw=1, ls=":")

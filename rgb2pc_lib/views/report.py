@@ -296,7 +296,7 @@ class Report:
         column[0].set_title(plain("\n".join(keys[0])), fontsize=8)
         column[1].set_title(f"its own cloud: rank {spaces.rank[row]}", fontsize=8)
         who = "its own" if found == row else plain(f"{keys[1][0]}\n{keys[1][1]} {keys[1][2]}")
-        column[2].set_title(f"found first (cosine {cosine:.2f}): {who}", fontsize=8)
+        column[2].set_title(f"found first, cosine {cosine:.2f}:\n{who}", fontsize=8)
 
     # -- maps and reproducibility
 

@@ -13,6 +13,7 @@ Notebooks run with RGB2PC_FAST=1, and keep their runs in a temporary folder that
 pictures of the real profile, with the project's own runs: RGB2PC_FAST=0 RGB2PC_SHOTS=figures.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from rgb2pc_lib.data.workspace import PROJECT
@@ -132,9 +134,11 @@ class Notebook:
 
     def write(self, path: str, cells: list[str]) -> None:
         """A notebook of these code cells, below notebooks/."""
-        self.page.goto(f"{self.url}/lab?reset&token=t")
-        self.page.wait_for_function("() => window.jupyterapp")
-        self.page.evaluate(_WRITE, [path, cells])
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+        book.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        body = json.dumps({"type": "notebook", "format": "json", "content": book}).encode()
+        headers = {"Authorization": "token t", "Content-Type": "application/json"}
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/api/contents/{path}", body, headers, method="PUT"))
 
     def theme(self, name: str) -> None:
         """Light or Dark, as the menu does."""
@@ -153,7 +157,7 @@ class Notebook:
     def run_all(self) -> None:
         """Run all cells to the end; every one must have run, without an error."""
         cells = self.page.evaluate(_RUN_ALL)
-        assert cells and all(count and not errors for count, errors in cells), cells
+        assert cells and all(count and not errors for count, errors in cells), [e for _, e in cells]
 
     def run_cell(self, containing: str) -> None:
         """Run the first code cell whose source contains this text, to its end."""
@@ -180,10 +184,17 @@ class Notebook:
         return value
 
     def shot(self, name: str, selector: str | None = None) -> Path:
-        """Screenshot of the page, or of one element."""
+        """Screenshot of the page, or of one element, for which the window grows until the whole of it is seen."""
         path = self.shots / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        (self.page.locator(selector).first if selector else self.page).screenshot(path=path)
+        if not selector:
+            self.page.screenshot(path=path)
+            return path
+        part, window = self.page.locator(selector).first, self.page.viewport_size
+        tall = int(part.bounding_box()["height"]) + 250  # what stands above and below it
+        self.page.set_viewport_size(window | {"height": max(window["height"], tall)})
+        part.screenshot(path=path)
+        self.page.set_viewport_size(window)
         return path
 
 
@@ -207,14 +218,6 @@ _OPEN_DEAD = f"""async (path) => {{
   const nb = await app.commands.execute('docmanager:open', {{path, factory: 'Notebook'}});
   {_OPENED}
 }}"""
-_WRITE = """async ([path, cells]) => {
-  const app = window.jupyterapp;
-  await app.restored;
-  const code = cells.map(source => ({cell_type: 'code', source, metadata: {}, outputs: [], execution_count: null}));
-  const kernelspec = {name: 'python3', display_name: 'Python 3', language: 'python'};
-  const content = {cells: code, metadata: {kernelspec}, nbformat: 4, nbformat_minor: 4};
-  await app.serviceManager.contents.save(path, {type: 'notebook', format: 'json', content});
-}"""
 _THEME = """async (theme) => {
   await window.jupyterapp.commands.execute('apputils:change-theme', {theme});
   const light = String(!theme.includes('Dark'));

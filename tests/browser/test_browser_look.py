@@ -10,7 +10,9 @@ from PIL import Image
 from rgb2pc_lib.learning.runs import Config
 from rgb2pc_lib.learning.train import train
 
-PANELS = ("panel", "pairing", "negatives", "gates", "spaces", "correspondence")  # .rgb2pc-<name>
+PANELS = (  # .rgb2pc-<name>
+    "panel", "pairing", "negatives", "gates", "spaces", "correspondence", "runs", "player-panel",
+)  # fmt: skip
 CELLS = """
 from pathlib import Path
 from rgb2pc_lib import Config, Run, pair
@@ -24,6 +26,8 @@ from rgb2pc_lib.views.widgets.correspondence import CorrespondenceBrowser
 from rgb2pc_lib.views.widgets.gates import GateBrowser
 from rgb2pc_lib.views.widgets.pairing import NegativesPanel, PairingBrowser
 from rgb2pc_lib.views.widgets.panel import TrainingPanel
+from rgb2pc_lib.views.widgets.player import Player
+from rgb2pc_lib.views.widgets.runs import RunTable
 from rgb2pc_lib.views.widgets.spaces import SpaceBrowser
 print(versions())
 folder = Path({folder!r})
@@ -44,6 +48,13 @@ GateBrowser(distilled)
 SpaceBrowser(distilled)
 ---
 CorrespondenceBrowser(Matcher.open(aligned))
+---
+table = RunTable(folder.parent)
+table.compare("look/weighted", "look/moe")
+table.draw_maps()
+table
+---
+Player.of(distilled)
 ---
 show(curves_figure([distilled]))
 ---
@@ -83,11 +94,19 @@ _TEXTS = {  # what must be read -> where it stands
     "titles of curves": ".rgb2pc-panel .annotation-text",
     "the legend of the maps": ".rgb2pc-spaces-legend button",
     "buttons of the maps": ".rgb2pc-maps-bar button",
+    "the ticked runs": ".rgb2pc-runs tr.ticked td",
+    "ticks of two runs' curves": ".rgb2pc-runs .xtick text",
+    "titles of the player": ".rgb2pc-player figcaption",
+    "keys of the player": ".rgb2pc-player-keys",
 }
 _TRACKS = "() => [...document.querySelectorAll('.rgb2pc-live .noUi-target')].map(e => e.getBoundingClientRect().width)"
 _WIDE = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
   .filter(e => e.scrollWidth > e.clientWidth + 1)
   .map(e => `${e.querySelector('.rgb2pc-live')?.className ?? e.className}: ${e.scrollWidth} in ${e.clientWidth}`)"""
+_MAPS = """() => [...document.querySelectorAll('.rgb2pc-map')].map(map => {
+  const points = map.querySelector('canvas'), side = [points.width, points.height];
+  return new Set(new Uint32Array(points.getContext('2d').getImageData(0, 0, ...side).data.buffer)).size;
+})"""  # colours in each
 _TWINS = """() => [...document.querySelectorAll('.jp-OutputArea-child')]
   .filter(e => e.querySelector('.rgb2pc-panel-next'))
   .map(e => e.nextElementSibling.nextElementSibling.querySelector('img'))
@@ -96,8 +115,8 @@ _TWINS = """() => [...document.querySelectorAll('.jp-OutputArea-child')]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run of each route, on few steps of which everything is there."""
-    root = tmp_path_factory.mktemp("look")
+    """Two students and an aligned run, on few steps of which everything is there."""
+    root = tmp_path_factory.mktemp("runs") / "look"
     workspace = dataclasses.replace(tiny.make_points(root / "data", steps=12), name="look")
     for file in workspace.teacher.rglob("*.pt"):
         frame = root / "rgb" / file.relative_to(workspace.teacher).with_name(f"{file.name[:9]}.png")
@@ -105,9 +124,9 @@ def folder(tmp_path_factory):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)).resize((200, 160)).save(frame)
     workspace = dataclasses.replace(workspace, rgb=root / "rgb")
     few = Config(steps=20, batch_size=16, student_tokens=16, fuse_dim=16, moe_hidden=8, amp="off", fusion="moe")
-    few = dataclasses.replace(few.with_workspace(workspace), eval_every=10, save_dir=str(root / "moe"))
-    for config in (few, dataclasses.replace(few, route="geometric", save_dir=str(root / "aligned"))):
-        list(train(config))
+    few = dataclasses.replace(few.with_workspace(workspace), eval_every=10)
+    for name, changes in {"moe": {}, "weighted": {"fusion": "weighted"}, "aligned": {"route": "geometric"}}.items():
+        list(train(dataclasses.replace(few, save_dir=str(root / name), **changes)))
     return root
 
 
@@ -128,6 +147,10 @@ def looks_right(nb, name, slowest=20):
     assert nb.page.evaluate(_TWINS) and not any(seen for _, seen in nb.page.evaluate(_TWINS))
     assert nb.page.locator(".modebar-btn").count() and not nb.page.locator(".modebar-btn[data-title*=hare]").count()
     assert "Failed to initialize" not in nb.page.content()
+    nb.until(lambda: (there := nb.page.evaluate(_MAPS)) and len(there) == 4 and min(there) > 2, slowest)
+    nb.until(lambda: "both hold out" in nb.text(".rgb2pc-runs-pair"), slowest)
+    ticked = nb.page.locator(".rgb2pc-runs tr.ticked").evaluate_all("rows => rows.map(r => r.dataset.key)")
+    assert sorted(ticked) == ["look/moe", "look/weighted"]
     for panel in PANELS:
         nb.page.locator(f".rgb2pc-{panel}").scroll_into_view_if_needed()
         nb.shot(f"look-{name}-{panel}", f".rgb2pc-{panel}")

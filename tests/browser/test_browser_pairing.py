@@ -28,9 +28,11 @@ def shown(nb):
     return nb.kernel("print('/'.join(browser.chosen[:2]))").strip()
 
 
-def test_pairing_browser(nb):
+def test_episodes_are_looked_at_and_decided_and_negatives_weighed(nb):
     nb.open("01_pairing_checks.ipynb")
-    nb.run_all()
+    for cell in ("import show", "WORKSPACE =", "examine(workspace", "pair(workspace", "checks = shift_checks",
+                 "browser = PairingBrowser(", "usable(pairing)", "NegativesPanel("):  # fmt: skip
+        nb.run_cell(cell)
     nb.page.locator(".rgb2pc-pairing").scroll_into_view_if_needed()
     first = nb.kernel("print(*browser.suspects.loc[0, ['task', 'episode']])").split()
     experts = nb.kernel("print(*pairing.experts)").split()
@@ -71,18 +73,6 @@ def test_pairing_browser(nb):
         seen.append(shown(nb))
     assert sorted(seen[1:]) == sorted(flagged)
 
-
-def test_negatives_panel(nb):
-    nb.open("01_pairing_checks.ipynb")
-    for cell in (
-        "import show",
-        "WORKSPACE =",
-        "examine(workspace",
-        "pair(workspace",
-        "usable(pairing)",
-        "NegativesPanel(",
-    ):
-        nb.run_cell(cell)
     nb.page.locator(".rgb2pc-negatives").scroll_into_view_if_needed()
     slide(nb, ".rgb2pc-negatives", "exclude_near", ["Home", "ArrowRight", "ArrowRight"])
     nb.until(lambda: "exclude_near = 2: a step meets" in nb.text(".rgb2pc-said"))

@@ -236,7 +236,7 @@ export default {
     const draw = () => {
       due ||= requestAnimationFrame(() => {
         due = 0;
-        if (!root.isConnected) return;
+        if (!root.clientWidth) return; // not in the page, or hidden while the theme changes: the picture stays
         for (const [name, button] of Object.entries(buttons)) button.ariaPressed = name === model.get("tool");
         gather().forEach((data, i) => both[i].draw(data));
       });

@@ -1,7 +1,7 @@
 // Plays an episode. Everything that is shown came from Python at once; which step, and how far the teacher is shifted,
 // is Python's too, and a change of either is drawn here without waiting for it.
 
-const CELLS = { rgb: "RGB", over: "the teacher's points over the frame", space: "its points in space", tokens: "tokens", gates: "gates", fit: "fit by the shift of the teacher, steps" };
+const CELLS = { rgb: "RGB", over: "teacher's points over the frame", space: "its points in space", tokens: "tokens", gates: "gates", fit: "fit by the shift of the teacher, steps" };
 const SIDE = 260; // CSS pixels of a picture's width
 
 const make = (kind, parts = {}) => Object.assign(document.createElement(kind), parts);

@@ -11,7 +11,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-from IPython.display import display
+from IPython.display import HTML, Image, Pretty
 from matplotlib.figure import Figure
 
 from rgb2pc_lib.checks.sources import rgb_file
@@ -31,6 +31,7 @@ from rgb2pc_lib.views.widgets.maps import Maps
 from rgb2pc_lib.views.widgets.paint import Repaint, png
 from rgb2pc_lib.views.widgets.plot import Plot
 from rgb2pc_lib.views.widgets.table import Table
+from rgb2pc_lib.views.widgets.twin import Twinned
 
 SIDE, SMALL = 260, 84  # pixels of a picture
 EXTREMES = 6  # steps shown of those that improved most, and of those that worsened most
@@ -39,7 +40,7 @@ _GREY = "#9a9a9a"
 _WRAP, _SNUG = widgets.Layout(flex_flow="row wrap"), widgets.Layout(width="auto")
 
 
-class RunTable:
+class RunTable(Twinned):
     """Every run below a folder. Two that are ticked, A and B, are shown side by side.
 
     >>> table = RunTable(RUNS)  # in a notebook  # doctest: +SKIP
@@ -53,14 +54,12 @@ class RunTable:
         self._shown: tuple[str, ...] | None = None  # the ticked runs that `pair` shows
         self._asking = ""  # the run that somebody wants to delete
         self._following: asyncio.Task[None] | None = None
+        self._mapping: asyncio.Task[None] | None = None
         self.repaint = Repaint(self._draw)
         self.table = Table(all_runs(self.out), "run", self._clicked, most=2, letters=True)
         self.table.observe(self.repaint, "ticked")
         self._build()
         self._draw()
-
-    def _ipython_display_(self) -> None:
-        display(self.view)
 
     # -- what people do; the same without a mouse
 
@@ -68,12 +67,13 @@ class RunTable:
         """Look at the folder again."""
         self.table.fill(all_runs(self.out))
         self._draw()
+        self.renew_twin()
 
     def compare(self, a: str, b: str) -> None:
         """Tick two runs, by their names in the table. Raises InputError for one that is not there."""
         self.table.ticked = []
         self.table.tick(a, b)
-        self.repaint()
+        self._draw()
 
     def resume(self, name: str) -> None:
         """Go on with an unfinished run, in the background. Raises InputError for a finished one, and for no run."""
@@ -149,9 +149,12 @@ class RunTable:
         one = len(ticked) == 1
         unfinished = one and not Run(self.out / ticked[0]).finished
         self.buttons["resume"].disabled, self.buttons["delete"].disabled = not unfinished, not one
-        if ticked == self._shown:
-            return
-        self._shown, self.versus = ticked, None
+        if ticked != self._shown:
+            self._shown, self.versus = ticked, None
+            self._draw_ticked(ticked)
+            self.renew_twin()
+
+    def _draw_ticked(self, ticked: tuple[str, ...]) -> None:
         self.pair.children = ()
         if len(ticked) < 2:
             self.hint.value = "Tick two runs to see them side by side; tick one to resume or delete it."
@@ -266,8 +269,9 @@ class RunTable:
     def _maps_part(self) -> widgets.Widget:
         self.maps: Maps | None = None
         self.map_box = widgets.VBox()
-        button = widgets.Button(description="draw the maps of A and B (some seconds)", layout=_SNUG)
-        button.on_click(self._try(lambda: self.draw_maps()))
+        button = widgets.Button(description="draw the maps of A and B")
+        button.layout = widgets.Layout(width="auto", align_self="flex-start")
+        button.on_click(self._try(self._begin_maps))
         self.map_box.children = (button,)
         return self.map_box
 
@@ -276,17 +280,37 @@ class RunTable:
 
         Raises InputError unless two runs are compared, and for too few steps.
         """
+        self._show_maps(*_mapped(self._mappable()))
+
+    def _begin_maps(self) -> None:
+        """The same for a click: folded in a thread, so that the kernel answers meanwhile."""
+        found = self._mappable()
+        if self.repaint.loop is None:
+            return self.draw_maps()
+        self.map_box.children = (widgets.HTML("UMAP folds both spaces; the first time in a kernel it is compiled ..."),)
+
+        async def follow() -> None:
+            maps = await asyncio.to_thread(_mapped, found)
+            if self.versus is found:
+                self._show_maps(*maps)
+
+        self._mapping = self.repaint.loop.create_task(follow())
+
+    def _mappable(self) -> Versus:
         if self.versus is None:
             raise InputError("two finished runs are to be ticked first")
         n = len(self.versus.keys)
         if n < LEAST:
             raise InputError(f"{n} steps are held out in both; a map needs at least {LEAST}")
-        a, b = (_scaled(fold(x)) for x in self.versus.student)
-        u, _, v = np.linalg.svd(b.T @ a)
+        return self.versus
+
+    def _show_maps(self, a: np.ndarray, b: np.ndarray) -> None:
+        """`[n, 2]` of each student."""
+        assert self.versus
         change = self.versus.steps.set_index(["task", "episode", "step"])["change"]
         change = change.loc[pd.MultiIndex.from_frame(self.versus.keys)].to_numpy()
         titles = [f"{letter}: {run.name}" for letter, run in zip("AB", (self.a, self.b), strict=True)]
-        self.maps = Maps(dict(zip(titles, (a, b @ u @ v), strict=True)), np.ones(n, bool), self._acted)
+        self.maps = Maps(dict(zip(titles, (a, b), strict=True)), np.ones(len(a), bool), self._acted)
         self.maps.paint([CALM if c > 0 else ALARM if c < 0 else _GREY for c in change], 1 - np.sign(change))
         self.maps.opened = _keys(self.versus.keys).index(self.steps.opened)
         self.maps.observe(Repaint(self._selected), "selected")
@@ -350,6 +374,13 @@ class RunTable:
             raise InputError("tick two finished runs, or name them: RunTable(out).compare(a, b)")
         return versus_figure(self.versus, self.a, self.b)
 
+    def _pictured(self) -> Image | HTML | Pretty:
+        """The two ticked runs; where no two finished ones are ticked, the table of all."""
+        if self.versus is not None:
+            return super()._pictured()
+        said = html.escape(self.table.said)
+        return HTML(f"<p>The runs ({said}); no two finished ones are ticked.</p>{self.table.html()}")
+
 
 def _keys(frame: pd.DataFrame) -> list[str]:
     return [f"{t}/{e}/{s}" for t, e, s in zip(frame["task"], frame["episode"], frame["step"], strict=True)]
@@ -357,6 +388,13 @@ def _keys(frame: pd.DataFrame) -> list[str]:
 
 def _titled(title: str, text: str) -> widgets.HTML:
     return widgets.HTML(f"<b>{title}</b>{text}", layout=widgets.Layout(margin="0 24px 0 0"))
+
+
+def _mapped(found: Versus) -> tuple[np.ndarray, np.ndarray]:
+    """UMAP `[n, 2]` of both students, B's turned onto A's."""
+    a, b = (_scaled(fold(x)) for x in found.student)
+    u, _, v = np.linalg.svd(b.T @ a)
+    return a, b @ u @ v
 
 
 def _scaled(y: np.ndarray) -> np.ndarray:

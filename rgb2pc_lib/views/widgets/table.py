@@ -86,6 +86,10 @@ class Table(anywidget.AnyWidget):
         kept = [k for k in self.ticked if k not in keys] + [*dict.fromkeys(keys)] * on
         self.ticked = kept[-self._most :] if self._most else kept
 
+    def html(self) -> str:
+        """The rows that are found, for a page without a kernel."""
+        return self._shown.map(_text).to_html(border=0, index=False)
+
     # -- what happens then
 
     def _told(self, _: Any, told: dict[str, Any], __: Any) -> None:
@@ -114,12 +118,16 @@ class Table(anywidget.AnyWidget):
             names = {str(c): c for c in found}
             found = found.sort_values(names[column], ascending=not descending, kind="stable", na_position="last")
         self.found = found
-        shown = found.head(MOST)
-        texts = shown[[c for c in shown if c not in self._hidden]].map(_text).to_numpy().tolist()
+        keys = found[self._key].head(MOST).astype(str)
+        texts = self._shown.map(_text).to_numpy().tolist()
         more = f", the first {MOST} are shown" if len(found) > MOST else ""
         with self.hold_sync():
             self.said = wrong or f"{len(found)} of {len(self._frame)}{more}"
-            self.rows = json.dumps([*zip(shown[self._key].astype(str), texts, strict=True)])
+            self.rows = json.dumps([*zip(keys, texts, strict=True)])
+
+    @property
+    def _shown(self) -> pd.DataFrame:
+        return self.found.head(MOST)[[c for c in self.found if c not in self._hidden]]
 
 
 def matching(frame: pd.DataFrame, text: str) -> pd.Series:

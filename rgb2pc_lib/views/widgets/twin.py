@@ -7,7 +7,7 @@ is what is seen; on sites that show notebooks too.
 from __future__ import annotations
 
 import ipywidgets as widgets
-from IPython.display import DisplayHandle, Image, Pretty, display
+from IPython.display import HTML, DisplayHandle, Image, Pretty, display
 from matplotlib.figure import Figure
 
 from rgb2pc_lib.errors import InputError
@@ -41,7 +41,7 @@ class Twinned:
         if self._twin:
             self._twin.update(self._pictured())
 
-    def _pictured(self) -> Image | Pretty:
+    def _pictured(self) -> Image | HTML | Pretty:
         try:
             return picture(self.static())
         except InputError as e:  # a file that cannot be read: the panel says so too

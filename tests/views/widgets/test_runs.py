@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from matplotlib.figure import Figure
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.train import train
+from rgb2pc_lib.views.plots import colour
 from rgb2pc_lib.views.widgets import runs as module
+from rgb2pc_lib.views.widgets import twin
 from rgb2pc_lib.views.widgets.runs import RunTable
 
 
@@ -46,6 +49,7 @@ def test_two_ticked_runs_stand_side_by_side(out, monkeypatch):
     steps = table.versus.steps
     first = "/".join(steps.loc[0, ["task", "episode", "step"]])
     assert table.steps.opened == first and f"A: rank {steps.loc[0, 'rank A']:.0f}" in table.captions[1].value
+    assert [t.line.color for t in curves.figure.data if t.showlegend] == [colour(f, []) for f in ("weighted", "moe")]
     table.expert.value = "left"
     before = table.gates[1].value
     table.steps._told(None, {"open": "/".join(steps.iloc[-1][["task", "episode", "step"]])}, None)
@@ -71,6 +75,43 @@ def test_two_ticked_runs_stand_side_by_side(out, monkeypatch):
     assert table.versus is None and "unfinished" in table.hint.value and len(table.pair.children) == 3
     table.compare("judge/weighted", "judge/weighted")
     assert table.table.ticked == ["judge/weighted"] and not table.pair.children
+
+
+def test_what_is_left_without_a_kernel_is_the_two_runs_or_the_table(out, monkeypatch):
+    kept = []
+    monkeypatch.setattr(twin, "display", lambda shown, **_: kept.append(shown) or SimpleNamespace(update=kept.append))
+    table = RunTable(out)
+    table._ipython_display_()
+    assert "no two finished ones are ticked" in kept[-1].data and "(3 of 3)" in kept[-1].data
+    assert all(f"<td>judge/{name}</td>" in kept[-1].data for name in ("weighted", "moe", "stopped"))
+    table.compare("judge/weighted", "judge/moe")
+    assert "held-out steps; R@1" in kept[-1].alt
+    table.compare("judge/weighted", "judge/stopped")
+    assert "step 3 of 6" in kept[-1].data
+    for text, said in {"moe": "(1 of 3)", "<b>": "(no column &lt;b; "}.items():
+        table.table.search(text)
+        table.refresh()
+        assert said in kept[-1].data and kept[-1].data.count("<td>judge/") == len(table.table.found)
+
+
+def test_maps_that_a_click_asks_for_are_folded_beside_the_kernel(out, monkeypatch):
+    monkeypatch.setattr(module, "fold", lambda x: x[:, :2].astype(float))
+
+    async def drive():
+        table = RunTable(out)
+        table.compare("judge/weighted", "judge/moe")  # at once
+        table.map_box.children[0].click()
+        await asyncio.sleep(0)
+        assert table.maps is None and "compiled" in table.map_box.children[0].value
+        await table._mapping
+        assert table.map_box.children[-1] is table.maps
+        table.map_box.children = ()
+        table._begin_maps()  # what is looked at meanwhile stays
+        table.compare("judge/weighted", "judge/stopped")
+        await table._mapping
+        assert table.versus is None and table.map_box.children[-1] is not table.maps
+
+    asyncio.run(drive())
 
 
 def test_a_stopped_run_goes_on_and_a_run_is_deleted_when_that_was_confirmed(out):
