@@ -57,7 +57,8 @@ report: features  ## one HTML page about the judged runs, for sharing: runs/repo
 
 figures: report  ## put what notebooks, report and `make tables` made last into figures/, which README and pages show
 	cp runs/figures/*.png runs/figures/*.json $(wildcard $(addprefix runs/loop/,*.png closed_loop.json films.json)) runs/report.ipynb figures/
-	for kind in png json; do test ! -f runs/proof/judgement.$$kind || cp runs/proof/judgement.$$kind figures/proof.$$kind; done
+	for judged in proof calibrated; do for kind in png json; do \
+		test ! -f runs/$$judged/judgement.$$kind || cp runs/$$judged/judgement.$$kind figures/$$judged.$$kind; done; done
 
 lab: features  ## open the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.
@@ -107,6 +108,8 @@ STUDENTS ?= --steps 1000 --set pooling=attention student_tokens=128
 tables: proof-data  ## the tables of "What works": students judged and settings compared on `make proof-data` (3 hours)
 	$(BIN)/python tools/ablate.py --workspace data/proof.toml --out runs/ablations --steps 800
 	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof $(STUDENTS)
+	$(BIN)/python tools/extract_rays.py --workspace data/calibrated.toml
+	$(BIN)/python tools/judge.py --workspace data/calibrated.toml --out runs/calibrated $(STUDENTS) expert_drop=0
 
 LOOP := $(BIN)/python tools/proof.py $(if $(QUICK),--quick,$(STUDENTS)) $(LOOP_FLAGS)
 proof: $(if $(QUICK),features $(VENV)/sim,tables)  ## the closed loop: roll out policies on every representation (4 hours; QUICK=1: 5 minutes)
