@@ -22,6 +22,7 @@ PROBES = ("tcp", "left tcp", "right tcp", "object", "tcp-object", "distance", "o
 LOOKS = {"fixed look": False, "random look": True}  # of an episode, where its state says so
 _ALPHAS = np.logspace(-2, 4, 7)
 _IN_CM = ("tcp", "object")
+_LEAST = 1e-5  # a feature of less spread in training, in that of the widest, never changes there but for rounding
 
 
 def load_targets(root: Path, keys: pd.DataFrame, frame: str | None = None) -> dict[str, np.ndarray]:
@@ -114,7 +115,9 @@ def probe_samples(features: np.ndarray, targets: dict, keys: pd.DataFrame, held_
     With several tasks also "task right". Episodes and errors are all that `scores` and intervals need.
     """
     fit, score = ~held_out, held_out
-    x = StandardScaler().fit(features[fit]).transform(features).astype(np.float64)
+    scaler = StandardScaler().fit(features[fit])
+    x = scaler.transform(features).astype(np.float64)
+    x[:, scaler.var_ < _LEAST**2 * scaler.var_.max()] = 0  # nothing was learned of it
     groups = (keys["task"] + "/" + keys["episode"]).to_numpy()
     names = list(targets)
     y = np.concatenate([targets[k] for k in names], 1)
