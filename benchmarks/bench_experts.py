@@ -24,7 +24,7 @@ from rgb2pc_lib.learning.models import initialise
 
 WINDOWS = {"croco": (1,), "dinov3": (1,), "vggt": (8, 1), "da3": (8, 1)}
 FRAME = 240, 320
-REPEATS = 3
+REPEATS = 3  # of single frames; a window of several takes a minute or more and is seen once
 
 
 def network(name: str) -> torch.nn.Module:
@@ -59,11 +59,11 @@ def see(name: str, net: torch.nn.Module, x: torch.Tensor) -> None:
 
 @torch.no_grad()
 def milliseconds(name: str, net: torch.nn.Module, frames: int, device: str) -> float:
-    """The least of a few times, of one window."""
+    """The least time of one window."""
     x = torch.rand(frames, 3, *[n * describe(name).patch_size for n in describe(name).view(*FRAME).grid], device=device)
     clock = time.perf_counter if device == "cuda" else time.process_time
     times = []
-    for _ in range(REPEATS):
+    for _ in range(REPEATS if frames == 1 or device == "cuda" else 1):
         start = clock()
         see(name, net, x)
         if device == "cuda":
