@@ -26,13 +26,13 @@ function inked(template, box) {
 export default {
   render({ model, el }) {
     const box = document.createElement("div");
-    box.style.transition = "color 1ms"; // which tells when the theme has changed
     el.append(box);
-    let plotly, gone = false, last = Promise.resolve();
+    let plotly, ink, gone = false, last = Promise.resolve();
     const draw = () => {
       last = last.then(() => {
         if (gone || !plotly || !box.isConnected) return; // `begin` draws what is there by then
         const { data, layout } = JSON.parse(model.get("shown"));
+        ink = getComputedStyle(box).color;
         inked((layout.template ??= {}), box);
         const config = { displaylogo: false, responsive: true, showSendToCloud: false };
         return plotly.react(box, data, layout, config);
@@ -46,16 +46,23 @@ export default {
         model.send({ trace: at.curveNumber, point: at.pointNumber });
       }));
     };
+    // A theme's change has no event that all pages send, nor a transition where the page is hidden meanwhile.
+    const looking = setInterval(() => {
+      const now = getComputedStyle(box).color;
+      if (!ink || !el.clientWidth || ink === now) return;
+      ink = now;
+      draw();
+    }, 300);
     const seen = new ResizeObserver(() => plotly && box.layout?.autosize && plotly.Plots.resize(box));
     seen.observe(el);
     model.on("change:shown", draw);
-    box.addEventListener("transitionend", (e) => e.propertyName === "color" && draw());
     (globalThis.rgb2pcPlotly ??= load(model)).then((found) => { plotly = found; begin(); }, (e) => {
       globalThis.rgb2pcPlotly = undefined;
       box.textContent = `plotly did not load: ${e}`;
     });
     return () => {
       gone = true;
+      clearInterval(looking);
       seen.disconnect();
       model.off("change:shown", draw);
       plotly?.purge(box);
