@@ -103,6 +103,9 @@ _TRACKS = "() => [...document.querySelectorAll('.rgb2pc-live .noUi-target')].map
 _WIDE = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
   .filter(e => e.scrollWidth > e.clientWidth + 1)
   .map(e => `${e.querySelector('.rgb2pc-live')?.className ?? e.className}: ${e.scrollWidth} in ${e.clientWidth}`)"""
+_COVERED = """() => [...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.getClientRects().length)
+  .filter(plot => plot.querySelector('.main-svg').clientHeight > plot.parentElement.clientHeight + 1)
+  .map(plot => plot.closest('.rgb2pc-live')?.className)"""  # figures that reach below their place
 _MAPS = """() => [...document.querySelectorAll('.rgb2pc-map')].map(map => {
   const points = map.querySelector('canvas'), side = [points.width, points.height];
   return new Set(new Uint32Array(points.getContext('2d').getImageData(0, 0, ...side).data.buffer)).size;
@@ -144,6 +147,7 @@ def looks_right(nb, name, slowest=60):
     tracks = nb.page.evaluate(_TRACKS)
     assert len(tracks) >= 12 and min(tracks) >= 50, tracks
     assert not nb.page.evaluate(_WIDE)
+    nb.until(lambda: not nb.page.evaluate(_COVERED), slowest)
     assert nb.page.evaluate(_TWINS) and not any(seen for _, seen in nb.page.evaluate(_TWINS))
     assert nb.page.locator(".modebar-btn").count() and not nb.page.locator(".modebar-btn[data-title*=hare]").count()
     assert "Failed to initialize" not in nb.page.content()

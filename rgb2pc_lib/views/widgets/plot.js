@@ -34,7 +34,7 @@ export default {
         const { data, layout } = JSON.parse(model.get("shown"));
         ink = getComputedStyle(box).color;
         inked((layout.template ??= {}), box);
-        const config = { displaylogo: false, responsive: true, showSendToCloud: false };
+        const config = { displaylogo: false, showSendToCloud: false };
         return plotly.react(box, data, layout, config);
       }).catch((e) => console.error("rgb2pc plot:", e));
     };
@@ -53,7 +53,11 @@ export default {
       ink = now;
       draw();
     }, 300);
-    const seen = new ResizeObserver(() => plotly && box.layout?.autosize && plotly.Plots.resize(box));
+    // `Plots.resize` would take the height from the page too, where flex boxes shrink it to nothing
+    const seen = new ResizeObserver(() => {
+      const width = el.clientWidth, { autosize, height } = box._fullLayout ?? {};
+      if (plotly && autosize && width && width !== box._fullLayout.width) plotly.relayout(box, { width, height });
+    });
     seen.observe(el);
     model.on("change:shown", draw);
     (globalThis.rgb2pcPlotly ??= load(model)).then((found) => { plotly = found; begin(); }, (e) => {
