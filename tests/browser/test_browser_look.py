@@ -133,7 +133,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def looks_right(nb, name, slowest=60):
+def looks_right(nb, name, slowest=20):
     """All that can be measured of a look; and a screenshot of each panel, for eyes."""
 
     def faint():
@@ -171,7 +171,7 @@ def test_light_dark_narrow_reloaded_and_without_a_kernel(nb, folder):
     looks_right(nb, "narrow")
     nb.theme("Light")
     nb.reload()
-    looks_right(nb, "reloaded", 120)
+    looks_right(nb, "reloaded", 60)
 
     nb.without_kernel()
     twins = nb.until(lambda: (t := nb.page.evaluate(_TWINS)) and all(w for w, _ in t) and t)
