@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the same for checkers and editors, which run nothing
     from rgb2pc_lib.deploy.export import export_run as export_run
     from rgb2pc_lib.deploy.policy import PolicyBackbone as PolicyBackbone
     from rgb2pc_lib.deploy.share import share as share
+    from rgb2pc_lib.encoders.rays import Camera as Camera
     from rgb2pc_lib.errors import InputError as InputError
     from rgb2pc_lib.judging.evaluate import judge as judge
     from rgb2pc_lib.judging.evaluate import judged_config as judged_config
@@ -43,6 +44,7 @@ _HOMES = {
     "learning.models": ["Student"],
     "learning.runs": ["Config", "Run"],
     "learning.train": ["train"],
+    "encoders.rays": ["Camera"],
     "deploy.embed": ["Embedder", "embed_packs"],
     "deploy.compact": ["CompactConfig", "CompactRun"],
     "deploy.compress": ["train_compact"],

@@ -80,7 +80,7 @@ def images(root, monkeypatch):
     for i in range(ITEMS):
         (root / "source").mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(root / "source" / f"step_{i}.png")
-    one = Embedder("one", lambda images: (torch.from_numpy(images[:, :2, 0, 0].astype(np.float32)), None))
+    one = Embedder("one", lambda images, cameras: (torch.from_numpy(images[:, :2, 0, 0].astype(np.float32)), None))
     monkeypatch.setattr(Embedder, "from_run", lambda *_: one)
     words = ["runs/x", root / "source", "--batch", "2", "--out", root / "out" / "e.npz"]
     return load("embed").main, words, lambda i: root / "source" / f"step_{i}.png", root / "out"

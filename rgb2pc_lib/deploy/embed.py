@@ -22,10 +22,18 @@ from rgb2pc_lib.data.workspace import Workspace, encoder_of
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.frames import in_batches, read_frames, resized
-from rgb2pc_lib.deploy.lookup import Images, at_places, refuse_cameras, seen_by
+from rgb2pc_lib.deploy.lookup import (
+    Encoder,
+    Images,
+    at_places,
+    frame_tokens,
+    open_encoder,
+    refuse_cameras,
+    seen_by,
+)
 from rgb2pc_lib.deploy.stream import Live, Look, Stream, ThroughExperts, ThroughPixels
 from rgb2pc_lib.encoders.encode import encode, kept
-from rgb2pc_lib.encoders.images import ImageEncoder, load_encoder
+from rgb2pc_lib.encoders.rays import Camera, RayEncoder
 from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.models import Student
@@ -63,6 +71,9 @@ def every_step(pairing: Pairing) -> Samples:
     return Samples(pairing, rows, dict.fromkeys(pairing.experts, rows), np.full_like(rows, -1))
 
 
+Cameras = Sequence[Camera] | None  # one a frame, where they are calibrated
+
+
 class Cut(NamedTuple):
     """How an episode is cut into windows, for an expert that sees several frames together."""
 
@@ -84,7 +95,7 @@ class Embedder:
     """
 
     name: str  # of the run's folder, or of the hub
-    forward: Callable[[Images], tuple[torch.Tensor, torch.Tensor | None]]  # images -> what `look` gives
+    forward: Callable[[Images, Cameras], tuple[torch.Tensor, torch.Tensor | None]]  # images -> what `look` gives
     together: bool = False  # an expert sees several frames: give all frames of an episode at once, in order
     live: Live | None = None  # the same of what has been seen up to now
     look_ahead: str = ""  # what the run saw of the future, in a sentence; nothing where it is as it will be live
@@ -121,7 +132,7 @@ class Embedder:
             pixels = ThroughPixels(run.compact().to(on))
             return cls(called, partial(_through_pixels, pixels.network), live=pixels)
         student, summary = run.student()[0].to(on), run.summary
-        loaded = {n: load_encoder(n, str(on), weights.get(n)) for n in dict.fromkeys(map(encoder_of, student.experts))}
+        loaded = {n: open_encoder(n, str(on), weights.get(n)) for n in dict.fromkeys(map(encoder_of, student.experts))}
         encoders = {name: loaded[encoder_of(name)] for name in student.experts}
         cuts = {name: _cut(sight, window, stride) for name, sight in sights(summary).items() if name in encoders}
         together = {name: cut for name, cut in cuts.items() if encoders[name].together}
@@ -147,20 +158,20 @@ class Embedder:
             )
         return Stream(self.live, cameras)
 
-    def __call__(self, images: Images) -> np.ndarray:
+    def __call__(self, images: Images, cameras: Cameras = None) -> np.ndarray:
         """Embeddings `[B, E]` float32 of RGB images `[B, H, W, 3]` uint8, of any size. Raises InputError otherwise.
 
         A run of several cameras takes them by name, `{"head": images, "wrist": images}`; one that is missing is left
-        out, and its experts are absent.
+        out, and its experts are absent. A run with rays is told the `cameras` of the images, one each.
 
         >>> Embedder.from_run(compact)(np.zeros((120, 160, 3)))
         Traceback (most recent call last):
         rgb2pc_lib.errors.InputError: expected RGB images [B, H, W, 3] in uint8, found [120, 160, 3] in float64
         """
-        return self.look(images).embedding
+        return self.look(images, cameras).embedding
 
     @torch.no_grad()
-    def look(self, images: Images) -> Look:
+    def look(self, images: Images, cameras: Cameras = None) -> Look:
         """The embeddings `[B, E]` beside the spatial tokens `[B, S * S, D]`, where it gives those: see `Look`.
 
         >>> look = Embedder.from_run(compact).look(np.zeros((2, 120, 160, 3), np.uint8))
@@ -174,7 +185,7 @@ class Embedder:
                 raise InputError(f"expected RGB images [B, H, W, 3] in uint8, found {list(one.shape)} in {one.dtype}")
         if len({len(one) for one in arrays.values()}) > 1:
             raise InputError(f"expected as many images of each camera, found {[len(one) for one in arrays.values()]}")
-        embedding, spatial = self.forward(arrays if isinstance(images, Mapping) else arrays[""])
+        embedding, spatial = self.forward(arrays if isinstance(images, Mapping) else arrays[""], cameras)
         return Look(embedding.float().cpu().numpy(), None if spatial is None else spatial.float().cpu().numpy())
 
 
@@ -184,7 +195,9 @@ def _cut(sight: LookAhead | None, window: int, stride: int) -> Cut:
     return Cut(window or known.window, stride or known.stride, known.causal)
 
 
-def _through_pixels(network: Compact, images: Images) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _through_pixels(
+    network: Compact, images: Images, cameras: Cameras = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     if isinstance(images, Mapping):
         raise InputError(f"a compact student sees through one camera, not through {', '.join(images)}; give its images")
     small = np.stack([resized(image, network.size) for image in images])
@@ -192,14 +205,15 @@ def _through_pixels(network: Compact, images: Images) -> tuple[torch.Tensor, tor
 
 
 def _through_experts(
-    student: Student, encoders: dict[str, ImageEncoder], copy: str, cuts: Mapping[str, Cut], images: Images
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return student.look(*live_tokens(encoders, images, None, copy, cuts))
+    student: Student, encoders: dict[str, Encoder], copy: str, cuts: Mapping[str, Cut], images: Images,
+    cameras: Cameras = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    return student.look(*live_tokens(encoders, images, None, copy, cuts, cameras))
 
 
 def live_tokens(
-    encoders: dict[str, ImageEncoder], images: Images, at: np.ndarray | None = None, copy: str = "middle",
-    cuts: Mapping[str, Cut] = {},  # noqa: B006 (never changed)
+    encoders: Mapping[str, Encoder], images: Images, at: np.ndarray | None = None, copy: str = "middle",
+    cuts: Mapping[str, Cut] = {}, cameras: Cameras = None,  # noqa: B006 (never changed)
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:  # fmt: skip
     """What a batch gathered from packs would hold of frames `[B, H, W, 3]` uint8, up to the packs' rounding; of several
     cameras by name.
@@ -210,16 +224,16 @@ def live_tokens(
     refuse_cameras(encoders, images)
     seen = {name: seen_by(name, images) for name in encoders}
     grids = {
-        name: _one_copy(encoders[name], image, copy, cuts.get(name, Cut()))
+        name: _one_copy(encoders[name], image, copy, cuts.get(name, Cut()), cameras)
         for name, image in seen.items() if image is not None
     }  # fmt: skip
     return at_places(encoders, grids, images, at)
 
 
-def _one_copy(encoder: ImageEncoder, images: np.ndarray, copy: str, cut: Cut) -> torch.Tensor:
+def _one_copy(encoder: Encoder, images: np.ndarray, copy: str, cut: Cut, cameras: Cameras) -> torch.Tensor:
     """Tokens `[B, Hf, Wf, C]`: each frame as it stands in the window that the run takes its copies from."""
-    if not encoder.together:
-        return encoder(torch.tensor(images))
+    if isinstance(encoder, RayEncoder) or not encoder.together:
+        return frame_tokens(encoder, images, cameras)
     tokens = encode(encoder, images, cut.window, cut.stride, causal=cut.causal)  # [W, T, Hf, Wf, C]
     places: dict[int, list[tuple[int, int]]] = {}
     for w, rows in enumerate(kept(len(images), *cut)):

@@ -25,6 +25,7 @@ from rgb2pc_lib.deploy.lighter import to_fp16, to_int8
 from rgb2pc_lib.deploy.policy import save_torchvision
 from rgb2pc_lib.deploy.stream import Moment, alone
 from rgb2pc_lib.deploy.targets import own_targets
+from rgb2pc_lib.encoders.rays import Camera
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import unit
 from rgb2pc_lib.learning.runs import Run
@@ -143,8 +144,9 @@ class ThroughOnnx:
         self.size = self.session.get_inputs()[0].shape[1]
 
     def __call__(
-        self, pasts: Sequence[Sequence[Moment]], done: Callable[[str], None] = lambda part: None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, pasts: Sequence[Sequence[Moment]], done: Callable[[str], None] = lambda part: None,
+        cameras: Sequence[Camera] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
         """Embeddings `[n, E]`, and spatial tokens, of the newest frames, `[H, W, 3]` uint8 of any size."""
         small = np.stack([resized(frame, self.size) for frame in alone(pasts)])
         done("resizing")

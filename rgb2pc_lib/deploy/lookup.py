@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +12,32 @@ from torch import Tensor
 
 from rgb2pc_lib.data.geometry import Layout
 from rgb2pc_lib.data.sampling import embedding_lattice
-from rgb2pc_lib.data.workspace import camera_of
-from rgb2pc_lib.encoders.images import Expert
+from rgb2pc_lib.data.workspace import camera_of, encoder_of
+from rgb2pc_lib.encoders import rays
+from rgb2pc_lib.encoders.images import Expert, ImageEncoder, load_encoder
+from rgb2pc_lib.encoders.rays import Camera, RayEncoder
 from rgb2pc_lib.errors import InputError
 
 Images = np.ndarray | Mapping[str, np.ndarray]  # [B, H, W, 3] uint8, or camera -> such; of one size a camera
+
+
+Encoder = ImageEncoder | RayEncoder
+
+
+def open_encoder(expert: str, device: str = "cpu", weights: str | Path | None = None) -> Encoder:
+    """The encoder of a run's expert, with its weights: see `load_encoder`.
+
+    >>> open_encoder("rays").channels
+    48
+    """
+    kind = encoder_of(expert)
+    return rays.live_rays(device) if kind == rays.NAME else load_encoder(kind, device, weights)
+
+
+def frame_tokens(encoder: Encoder, images: np.ndarray, cameras: Sequence[Camera] | None = None) -> Tensor:
+    """Tokens `[B, Hf, Wf, C]` of frames `[B, H, W, 3]` uint8, each seen alone; rays are of the frames' cameras."""
+    frames = torch.tensor(images)
+    return encoder(frames, cameras) if isinstance(encoder, RayEncoder) else encoder(frames)
 
 
 def seen_by(expert: str, images: Images) -> np.ndarray | None:

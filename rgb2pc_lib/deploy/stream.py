@@ -21,8 +21,8 @@ from rgb2pc_lib.data.pictures import as_rgb, pixels_of
 from rgb2pc_lib.data.workspace import camera_of
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.frames import resized
-from rgb2pc_lib.deploy.lookup import Images, at_places, refuse_cameras, seen_by
-from rgb2pc_lib.encoders.images import ImageEncoder
+from rgb2pc_lib.deploy.lookup import Encoder, Images, at_places, frame_tokens, refuse_cameras, seen_by
+from rgb2pc_lib.encoders.rays import Camera, RayEncoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import SIDE, Student
 
@@ -44,9 +44,12 @@ class Live(Protocol):
     def keeps(self) -> int:
         """How many frames it sees at once, the newest among them."""
 
-    def __call__(self, pasts: Sequence[Sequence[Moment]], done: Done = ...) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, pasts: Sequence[Sequence[Moment]], done: Done = ..., cameras: Sequence[Camera] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """`[n, E]` and `[n, S * S, D]` (or None: see `Look`) of n cameras' last frames `[H, W, 3]` uint8, oldest first,
         all of one size; or of n robots', each moment camera -> frame, and then as many spatial tokens for each camera.
+        `cameras` are calibrated, as they stand now; only rays are made of them.
         """
 
 
@@ -59,7 +62,7 @@ class ThroughExperts:
     """A student behind its experts' encoders."""
 
     student: Student
-    encoders: dict[str, ImageEncoder]
+    encoders: dict[str, Encoder]
     windows: Mapping[str, int]  # frames seen at once, of those experts that see several together
     side: int = SIDE  # S, of the spatial tokens
     at: np.ndarray | None = None  # [K, 2] places that are looked at; none: those at which steps are embedded
@@ -69,17 +72,19 @@ class ThroughExperts:
         return max(self.windows.values(), default=1)
 
     @torch.no_grad()
-    def __call__(self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody, cameras: Sequence[Camera] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         now, grids = _stacked([past[-1] for past in pasts]), {}
         refuse_cameras(self.encoders, now)
         for name, encoder in self.encoders.items():
             if (frames := seen_by(name, now)) is None:  # its camera is missing
                 continue
-            if encoder.together:
+            if encoder.together and not isinstance(encoder, RayEncoder):
                 seen = [_seen(name, past[-self.windows[name] :]) for past in pasts]
                 grids[name] = torch.cat([encoder(window)[-1:] for window in seen])
             else:
-                grids[name] = encoder(torch.from_numpy(frames))
+                grids[name] = frame_tokens(encoder, frames, cameras)
             done(name)
         tokens, present, positions = at_places(self.encoders, grids, now, self.at)
         looked = self.student.look(tokens, present, positions, self.side)
@@ -118,7 +123,9 @@ class ThroughPixels:
     keeps = 1
 
     @torch.no_grad()
-    def __call__(self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody, cameras: Sequence[Camera] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         small = torch.from_numpy(np.stack([resized(frame, self.network.size) for frame in alone(pasts)]))
         done("resizing")
         looked = self.network.look(small.to(self.network.head.weight.device))
@@ -149,11 +156,12 @@ class Stream:
         self.live, self.cameras, self.done = live, cameras, done
         self.pasts = [deque[Moment](maxlen=live.keeps) for _ in range(1 if cameras is None else cameras)]
 
-    def __call__(self, frame: Any) -> Look:
+    def __call__(self, frame: Any, camera: Camera | Sequence[Camera] | None = None) -> Look:
         """What is seen now. `frame` is a camera's next, or with `cameras` a sequence with the next of each.
 
         A frame is a PIL image, or an array or tensor: `[H, W, 3]` or `[3, H, W]`, uint8 or fractions from 0 to 1.
         Any size will do, but for an expert that sees several together a camera's must stay the same until `reset`.
+        A run with rays is told `camera` too, K and world_to_camera of this frame; with `cameras`, those of each.
         Raises InputError otherwise.
         """
         frames = [frame] if self.cameras is None else list(frame)
@@ -168,7 +176,10 @@ class Stream:
                         f"{size[1]} x {size[0]}; reset() the stream where an episode begins"
                     )
             past.append(moment)
-        embedding, spatial = self._look()
+        told = [camera] if isinstance(camera, Camera) else camera
+        if told is not None and len(told) != len(self.pasts):
+            raise InputError(f"expected the Camera of each of {len(self.pasts)} frames, found {len(told)}")
+        embedding, spatial = self._look(told)
         if self.cameras is None:
             return Look(embedding[0], None if spatial is None else spatial[0])
         return Look(embedding, spatial)
@@ -178,13 +189,14 @@ class Stream:
         for number in range(len(self.pasts)) if cameras is None else cameras:
             self.pasts[number].clear()
 
-    def _look(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def _look(self, cameras: Sequence[Camera] | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Cameras of one size in one batch."""
         sizes = [_sizes(past[-1]) for past in self.pasts]
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
         for size in dict.fromkeys(sizes):
             alike = [i for i, other in enumerate(sizes) if other == size]
-            embedding, spatial = self.live([list(self.pasts[i]) for i in alike], self.done)
+            told = None if cameras is None else [cameras[i] for i in alike]
+            embedding, spatial = self.live([list(self.pasts[i]) for i in alike], self.done, told)
             for row, i in enumerate(alike):
                 found[i] = embedding[row], None if spatial is None else spatial[row]
         rows = [found[i] for i in range(len(self.pasts))]

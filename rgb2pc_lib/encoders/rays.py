@@ -8,8 +8,10 @@ frame, then stand beside the experts' tokens like an expert of their own, and fu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from rgb2pc_lib.data.listing import step_name
 from rgb2pc_lib.data.pictures import image_size
 from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
 from rgb2pc_lib.encoders.extract import check_kept, list_frames, read_kept
+from rgb2pc_lib.encoders.images import Expert, square
 from rgb2pc_lib.encoders.pack_file import new_pack
 from rgb2pc_lib.errors import InputError
 
@@ -28,6 +31,7 @@ NAME = "rays"
 GRID = 14, 14
 _DIRECTION, _MOMENT = (0.5, 1.0, 2.0, 4.0), (0.25, 0.5, 1.0, 2.0)  # half periods in one unit, and in one metre
 CHANNELS = 6 * (len(_DIRECTION) + len(_MOMENT))
+LICENCE, LAYER = "none needed", "Plücker"
 
 
 def plucker(K: np.ndarray, world_to_camera: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
@@ -60,6 +64,64 @@ def ray_tokens(K: np.ndarray, world_to_camera: np.ndarray, size: tuple[int, int]
     waves = [np.pi * s * part for part, scales in ((rays[..., :3], _DIRECTION), (rays[..., 3:], _MOMENT))
              for s in scales]  # fmt: skip
     return np.concatenate([f(w) for w in waves for f in (np.sin, np.cos)], -1).astype(np.float32)
+
+
+class Camera(NamedTuple):
+    """A calibrated camera where it stands now, as a state file tells it of a step.
+
+    >>> float(Camera(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), np.eye(4)).K[0, 0])  # focal length, px
+    100.0
+    """
+
+    K: np.ndarray  # [3, 3] intrinsics in pixels of its frames, pixel centres at index + 0.5
+    world_to_camera: np.ndarray  # [4, 4], m, axes of OpenCV
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayEncoder(Expert):
+    """The rays as an expert that is live: it is told the cameras of the frames, whose pixels it does not see."""
+
+    device: str = "cpu"
+
+    def __call__(self, images: torch.Tensor, cameras: Sequence[Camera] | None) -> torch.Tensor:
+        """Tokens `[B, Hf, Wf, C]` float32 of the cameras of images `[B, H, W, 3]`.
+
+        Raises InputError where a camera is missing, or is none.
+
+        >>> here = Camera(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), np.eye(4))
+        >>> live_rays()(torch.zeros(1, 100, 100, 3), [here]).shape
+        torch.Size([1, 14, 14, 48])
+        """
+        if cameras is None or len(cameras) != len(images):
+            raise InputError(
+                f"expert {NAME}: expected the camera of each of {len(images)} frames, found "
+                f"{len(cameras) if cameras else 'none'}; give K and world_to_camera beside the frames, or embed packs"
+            )
+        size = images.shape[1], images.shape[2]
+        rows = [ray_tokens(*_checked(np.asarray(K), np.asarray(pose)), size) for K, pose in cameras]
+        return torch.from_numpy(np.stack(rows)).to(self.device)
+
+
+def live_rays(device: str = "cpu") -> RayEncoder:
+    """The expert, on a device."""
+    return RayEncoder(
+        name=NAME, channels=CHANNELS, view=square(GRID[0], GRID[0]), img_size=GRID[0], patch_size=1, licence=LICENCE,
+        layer=LAYER, device=device,
+    )  # fmt: skip
+
+
+def _checked(K: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A camera that was given live. Raises InputError for what is none."""
+    if K.shape != (3, 3) or pose.shape != (4, 4) or not (np.isfinite(K).all() and np.isfinite(pose).all()):
+        raise InputError(
+            f"expert {NAME}: expected finite K [3, 3] and world_to_camera [4, 4], found {list(K.shape)} and "
+            f"{list(pose.shape)}; give them as in the state files"
+        )
+    if abs(np.linalg.det(K)) < 1e-9 or np.abs(pose[:3, :3] @ pose[:3, :3].T - np.eye(3)).max() > 1e-3:
+        raise InputError(
+            f"expert {NAME}: K cannot be inverted, or world_to_camera does not rotate, so it is no camera; check them"
+        )
+    return K, pose
 
 
 def extract_rays(
@@ -115,6 +177,6 @@ def _cameras(path: Path, steps: list[str]) -> tuple[np.ndarray, np.ndarray]:
 def _meta(K: np.ndarray, pose: np.ndarray, size: tuple[int, int]) -> dict:
     digest = hashlib.sha256(np.concatenate([K.ravel(), pose.ravel(), size]).astype(np.float64).tobytes()).hexdigest()
     return {
-        "model_name": NAME, "weights": f"none; cameras {digest[:16]}", "licence": "none needed", "layer": "Plücker",
+        "model_name": NAME, "weights": f"none; cameras {digest[:16]}", "licence": LICENCE, "layer": LAYER,
         "enc_embed_dim": CHANNELS, "raw_size": list(size), "box": [0.0, 0.0, 1.0, 1.0], "look_ahead": 0,
     }  # fmt: skip

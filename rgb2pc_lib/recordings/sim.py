@@ -157,7 +157,7 @@ class Seen:
 
     image: np.ndarray  # uint8 [H, W, 3]
     cloud: Cloud | None
-    state: dict[str, np.ndarray]  # of a state file, one step: tcp [3], object [3], opening, joint, goal [3], ...
+    state: dict[str, np.ndarray]  # of a state file, one step: tcp [3], object [3], goal [3], K, world_to_camera, ...
 
 
 def task_name(name: str) -> str:
@@ -264,7 +264,9 @@ class Scene:
     def look(self, cloud: bool = True) -> Seen:
         """What is seen and known now; a cloud costs a second rendering."""
         self._refresh()
-        state = self._state() | {"goal": np.asarray(self.env._target_pos, np.float32)}
+        K, world_to_camera = self.camera()
+        known = {"goal": np.asarray(self.env._target_pos, np.float32), "K": K, "world_to_camera": world_to_camera}
+        state = self._state() | known
         image, points = self._observe() if cloud else (self._draw(), None)
         return Seen(image, points, state)
 

@@ -158,7 +158,7 @@ def test_more_frames_are_embedded_once_and_train_only(fused, tmp_path, monkeypat
     def embed(images):
         return torch.ones(len(images), tiny.TEACHER_WIDTH) * torch.from_numpy(images[:, :1, :1, 0].reshape(-1, 1) + 1.0)
 
-    def look(images):
+    def look(images, cameras):
         asked.append(len(images))
         return embed(images), torch.ones(len(images), 16, 32) * embed(images)[:, :1, None]
 
@@ -181,7 +181,7 @@ def test_more_frames_are_embedded_once_and_train_only(fused, tmp_path, monkeypat
 
 
 def test_held_out_frames_cannot_slip_in(fused, tmp_path, monkeypatch):
-    one = Embedder("fake", lambda x: (torch.ones(len(x), tiny.TEACHER_WIDTH), torch.ones(len(x), 16, 32)))
+    one = Embedder("fake", lambda x, cameras: (torch.ones(len(x), tiny.TEACHER_WIDTH), torch.ones(len(x), 16, 32)))
     monkeypatch.setattr(targets.Embedder, "from_run", lambda run, device: one)
     config = settings(fused, tmp_path / "run", more_rgb=(fused.config.rgb_root,))
     with pytest.raises(InputError, match="held out as"):

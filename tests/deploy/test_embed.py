@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import CACHE, PROJECT, SAMPLE, Workspace
-from rgb2pc_lib.deploy import embed
+from rgb2pc_lib.deploy import embed, lookup
 from rgb2pc_lib.deploy.embed import Embedder, embed_packs
 from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import ImageEncoder, square
@@ -90,7 +90,7 @@ def test_experts_that_see_windows_give_the_numbers_of_their_packs(left, tmp_path
     workspace = dataclasses.replace(left, rgb=rgb, experts={"left": tmp_path / "packs"})
     config = dataclasses.replace(SMALL, frame_copy=copy, save_dir=str(tmp_path / "run")).with_workspace(workspace)
     list(train(config))
-    monkeypatch.setattr(embed, "load_encoder", lambda name, device, weights: window_encoder())
+    monkeypatch.setattr(lookup, "load_encoder", lambda name, device, weights: window_encoder())
     embedder = Embedder.from_run(tmp_path / "run", window=4, stride=2)
     names, direct = embed.embed_frames(embedder, [rgb / "push"], batch=3, progress=False)
     keys, stored = embed_packs(Run.open(tmp_path / "run"), workspace)
@@ -103,7 +103,7 @@ def test_experts_that_see_windows_give_the_numbers_of_their_packs(left, tmp_path
 
 def test_the_tool_writes_names_and_embeddings(left, tmp_path, monkeypatch, capsys):
     rgb = tiny.write_frames(tmp_path / "rgb", left)
-    one = Embedder("one", lambda images: (torch.from_numpy(images[:, :2, 0, 0].astype(np.float32)), None))
+    one = Embedder("one", lambda images, cameras: (torch.from_numpy(images[:, :2, 0, 0].astype(np.float32)), None))
     monkeypatch.setattr(Embedder, "from_run", lambda run, device, weights: one)
     for name in ("e.npz", "e.parquet"):
         assert tool.main(["runs/x", str(rgb / "pull" / "ep_1"), "--out", str(tmp_path / name)]) == 0

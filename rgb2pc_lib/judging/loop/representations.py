@@ -27,12 +27,12 @@ from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.compress import embed_pixels
 from rgb2pc_lib.deploy.embed import Embedder, live_tokens
 from rgb2pc_lib.deploy.frames import frame_cache
+from rgb2pc_lib.deploy.lookup import Encoder, open_encoder
 from rgb2pc_lib.deploy.stream import ThroughExperts
 from rgb2pc_lib.encoders.clouds.extract_clouds import cloud_points, load_cloud_encoder
-from rgb2pc_lib.encoders.images import load_encoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
-from rgb2pc_lib.judging.loop.scenes import Compression, Seen
+from rgb2pc_lib.judging.loop.scenes import Compression, Seen, cameras_of
 from rgb2pc_lib.judging.probes import from_states
 from rgb2pc_lib.judging.rivals import block_means, fit_components, pooled_blocks
 from rgb2pc_lib.learning.prepare import Data, pick_device
@@ -185,7 +185,12 @@ class Student:
                 "seldom for that; leave it out"
             )
         live = embedder.live
-        return lambda seen: live([[compression(s.image)] for s in seen])[0].float().cpu().numpy()
+
+        def through(seen: Sequence[Seen]) -> np.ndarray:
+            found, _ = live([[compression(s.image)] for s in seen], cameras=cameras_of(seen))
+            return found.float().cpu().numpy()
+
+        return through
 
 
 @dataclass(frozen=True)
@@ -227,12 +232,12 @@ class SpatialTokens:
     def live(self, fitted: Fitted, compression: Compression) -> Live:
         run, on = Run.open(self.folder), pick_device("auto")
         student = run.student()[0].to(on)
-        encoders = {name: _single(load_encoder(name, str(on))) for name in student.experts}
+        encoders = {name: _single(open_encoder(name, str(on))) for name in student.experts}
 
         live = ThroughExperts(student, encoders, {}, self.side, fitted["at"])
 
         def through(seen: Sequence[Seen]) -> np.ndarray:
-            _, found = live([[compression(s.image)] for s in seen])
+            _, found = live([[compression(s.image)] for s in seen], cameras=cameras_of(seen))
             assert found is not None  # only a compact student has none
             return _reduce(found.flatten(1).cpu().numpy(), fitted)
 
@@ -263,11 +268,12 @@ class Pooled:
 
     def live(self, fitted: Fitted, compression: Compression) -> Live:
         on = pick_device("auto")
-        encoders = {name: _single(load_encoder(name, str(on))) for name in self.experts}
+        encoders = {name: _single(open_encoder(name, str(on))) for name in self.experts}
         at = fitted["at"]
 
         def through(seen: Sequence[Seen]) -> np.ndarray:
-            tokens, present, _ = live_tokens(encoders, np.stack([compression(s.image) for s in seen]), at)
+            frames = np.stack([compression(s.image) for s in seen])
+            tokens, present, _ = live_tokens(encoders, frames, at, cameras=cameras_of(seen))
             means = [
                 block_means(tokens[name], present[:, :, m : m + 1], at, self.side)
                 for m, name in enumerate(self.experts)
@@ -323,7 +329,7 @@ class Teacher:
         return through
 
 
-def _single(encoder):
+def _single(encoder: Encoder) -> Encoder:
     if encoder.together:
         raise InputError(
             f"expert '{encoder.name}': sees several frames at once, and the loop's policies look too seldom for that; "

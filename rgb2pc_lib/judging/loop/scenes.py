@@ -15,6 +15,7 @@ from PIL import Image, JpegImagePlugin
 
 from rgb2pc_lib.data.clouds import Cloud
 from rgb2pc_lib.data.pictures import decode, encoded
+from rgb2pc_lib.encoders.rays import Camera
 
 LOOKS = {"fixed": False, "random": True}  # whether camera, light, colours, textures and distractors are drawn anew
 
@@ -29,7 +30,9 @@ class Seen(Protocol):
     def cloud(self) -> Cloud | None: ...  # where it was asked for
 
     @property
-    def state(self) -> dict[str, np.ndarray]: ...  # of one step: tcp [3], opening, object [3], goal [3], joint
+    def state(self) -> dict[str, np.ndarray]: ...
+
+    # of one step: tcp [3], opening, object [3], goal [3], joint; K [3, 3] and world_to_camera [4, 4] if calibrated
 
 
 class Scene(Protocol):
@@ -70,6 +73,13 @@ class Compression:
             return image
         tables = [*map(list, self.tables)]
         return decode(encoded(image, "JPEG", qtables=tables, subsampling=self.subsampling), "a frame seen live")
+
+
+def cameras_of(seen: Sequence[Seen]) -> list[Camera] | None:
+    """Those of the looks; none where they are not calibrated."""
+    if any("K" not in s.state or "world_to_camera" not in s.state for s in seen):
+        return None
+    return [Camera(s.state["K"], s.state["world_to_camera"]) for s in seen]
 
 
 def own_state(seen: Sequence[Seen]) -> np.ndarray:

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import toy
 
-from rgb2pc_lib import CompactConfig, InputError, train_compact
+from rgb2pc_lib import CompactConfig, Embedder, InputError, train, train_compact
+from rgb2pc_lib.data.pictures import read_image
+from rgb2pc_lib.encoders.rays import Camera, extract_rays
 from rgb2pc_lib.judging.loop.compared import line_up
 from rgb2pc_lib.judging.loop.representations import (
     CompactStudent,
     Pooled,
+    Source,
     SpatialTokens,
     State,
     Student,
@@ -19,7 +22,8 @@ from rgb2pc_lib.judging.loop.representations import (
     prepare,
     read_features,
 )
-from rgb2pc_lib.judging.loop.scenes import Compression, own_state
+from rgb2pc_lib.judging.loop.scenes import Compression, cameras_of, own_state
+from rgb2pc_lib.learning.prepare import Data
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +34,18 @@ def compact(recorded):
     )
     list(train_compact(settings))
     return settings.folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(recorded):
+    """The demonstrations with one visual expert and the rays of the camera, and a student of both."""
+    was, root = recorded.config.workspace, recorded.config.folder.parent
+    extract_rays(was.rgb, was.state, root / "features_rays", progress=False)
+    experts = {"daisy": was.experts["daisy"], "rays": root / "features_rays"}
+    config = recorded.config.with_workspace(dataclasses.replace(was, experts=experts))
+    config = dataclasses.replace(config, steps=10, save_dir=str(root / "calibrated-seed0"))
+    list(train(config))
+    return Source(config, Data.open(config), recorded.demonstrations)
 
 
 def replayed(source, episode=2):
@@ -81,6 +97,47 @@ def test_live_equals_recorded(recorded, compact, name, episode, tmp_path):
     if fitted["x"].shape[1] and not name.startswith("full state"):
         assert np.abs(live - stored[::-1]).max() > 0.2 * spread  # and steps differ by far more than that
     np.testing.assert_allclose(own_state(seen), recorded.demonstrations.own[rows], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["student", "spatial", "blocks"])
+def test_a_calibrated_camera_is_told_live(calibrated, kind, tmp_path):
+    run = calibrated.config.folder
+    one = {"student": Student(run), "spatial": SpatialTokens(run, width=8), "blocks": Pooled(("rays",), 4)}[kind]
+    prepare(kind, one, calibrated, tmp_path)
+    fitted = read_features(features_file(tmp_path, kind))
+    seen, rows = replayed(calibrated, 3)
+    live = one.live(fitted, calibrated.compression)
+    spread = fitted["x"].std(0).mean()
+    np.testing.assert_allclose(live(seen), fitted["x"][rows], atol=0.02 * spread)
+    other = [dataclasses.replace(s, state=s.state | {"world_to_camera": np.eye(4)}) for s in seen]
+    assert np.abs(live(other) - live(seen)).max() > 0.2 * spread
+    unknown = [dataclasses.replace(s, state={k: v for k, v in s.state.items() if k != "K"}) for s in seen]
+    with pytest.raises(InputError, match=f"expert rays: expected the camera of each of {len(seen)} frames, found none"):
+        live(unknown)
+
+
+def test_frames_and_their_cameras_give_the_embeddings_of_a_calibrated_run(calibrated):
+    seen, rows = replayed(calibrated)
+    images, cameras = np.stack([read_image(calibrated.frames[row]) for row in rows]), cameras_of(seen)
+    embedder = Embedder.from_run(calibrated.config.folder)
+    stored = Student(calibrated.config.folder).features(calibrated)["x"][rows]
+    found, spread = embedder(images, cameras), stored.std(0).mean()
+    np.testing.assert_allclose(found, stored, atol=0.02 * spread)
+    stream = embedder.stream()
+    one_by_one = [stream(image, camera).embedding for image, camera in zip(images, cameras, strict=True)]
+    np.testing.assert_allclose(one_by_one, found, atol=1e-5)
+    both = embedder.stream(cameras=2)
+    np.testing.assert_allclose(both(images[:2], cameras[:2]).embedding, found[:2], atol=1e-5)
+    with pytest.raises(InputError, match="expected the Camera of each of 2 frames, found 1"):
+        both(images[:2], cameras[0])
+    with pytest.raises(InputError, match="give K and world_to_camera beside the frames"):
+        embedder(images)
+    for wrong, said in (
+        (Camera(np.eye(4), np.eye(4)), "found \\[4, 4\\]"),
+        (Camera(np.eye(3), np.zeros((4, 4))), "no camera"),
+    ):
+        with pytest.raises(InputError, match=said):
+            stream(images[0], wrong)
 
 
 def test_without_the_recordings_compression_frames_differ(recorded):

@@ -13,6 +13,7 @@ from rgb2pc_lib.data.clouds import Cloud, write_ply
 SIZE = 48  # px
 REACH = 0.1  # so far a full action moves the hand
 NEAR = 0.12
+K = np.array([[SIZE, 0, SIZE / 2], [0, SIZE, SIZE / 2], [0, 0, 1.0]])
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Table:
         draw = np.random.default_rng([seed, 1])
         self.hand, self.goal = np.zeros(2), draw.uniform(-0.8, 0.8, 2)
         self.tint = draw.integers(60, 200, 3) if randomise else np.array([200, 40, 40])
+        self.pose = np.eye(4)  # the image is what it is; only what is told of its camera changes
+        self.pose[:3, 3] = [*draw.uniform(-0.2, 0.2, 2), 1]
         self.closed = False
 
     def look(self, cloud):
@@ -44,7 +47,8 @@ class Table:
         seen = Cloud(points, np.full((40, 3), 99, np.uint8)) if cloud else None
         flat = {"tcp": np.append(self.hand, 0), "goal": np.append(self.goal, 0), "object": np.append(self.goal, 0)}
         state = {k: v.astype(np.float32) for k, v in flat.items()}
-        return Glance(pixels, seen, state | {"opening": np.float32(1), "joint": np.float32(np.nan)})
+        state |= {"opening": np.float32(1), "joint": np.float32(np.nan), "K": K, "world_to_camera": self.pose}
+        return Glance(pixels, seen, state)
 
     def act(self, action):
         self.hand = self.hand + REACH * np.clip(action[:2], -1, 1)
@@ -80,6 +84,7 @@ def record(root: Path, episodes: int = 48, task: str = "reach", first_seed: int 
             root / "state" / task / f"{name}.npz", steps=np.array(steps), time=kept.astype(np.int32),
             actions=np.stack(actions), goal=states[0]["goal"], seed=np.array(first_seed + e),
             frame=np.array("world"), randomised=np.array(bool(e % 2)),
+            K=states[0]["K"], world_to_camera=states[0]["world_to_camera"],
             **{k: np.stack([s[k] for s in states]) for k in ("tcp", "object", "opening", "joint")},
         )  # fmt: skip
     return root
