@@ -311,7 +311,6 @@ def switch_off_figure(costs: dict[str, pd.DataFrame], gates: dict[str, dict[str,
             if f"without {e}" in cost.index:
                 at = gates[name][e], -cost.loc[f"without {e}", "change"]
                 scatter.scatter(*at, color=colour(e, experts), marker=MARKS[k % len(MARKS)], s=60)
-                scatter.annotate(plain(e), at, (0, 6), textcoords="offset points", ha="center", fontsize=7)
     level.axhline(0.5, color="0.85", lw=1)
     level.axvline(0, color="0.6", lw=1)
     level.set_yticks(range(len(first)), [plain(c) for c in first.index])
