@@ -112,7 +112,9 @@ def test_every_public_name_is_explained_by_examples_that_are_run(name):
 def test_the_face_names_what_it_offers():
     assert len(rgb2pc_lib.__all__) == len(set(rgb2pc_lib.__all__)) and set(METHODS) <= set(rgb2pc_lib.__all__)
     assert dir(rgb2pc_lib) == rgb2pc_lib.__all__ == sorted(rgb2pc_lib.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'Trainer'; it offers Camera, CompactConfig, CompactRun, Config"):
+    with pytest.raises(
+        AttributeError, match="has no attribute 'Trainer'; it offers Camera, CompactConfig, CompactRun, Config"
+    ):
         rgb2pc_lib.Trainer  # noqa: B018
 
 

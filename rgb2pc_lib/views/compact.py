@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.compress import augmented
-from rgb2pc_lib.judging.ledger import COSTS, FUSED, TEACHER, compact_hops, expert_hops
+from rgb2pc_lib.judging.ledger import COSTS, FUSED, PLACES, TEACHER, compact_hops, expert_hops
 from rgb2pc_lib.judging.probes import PROBES
 from rgb2pc_lib.learning.metrics import unit
 from rgb2pc_lib.views.curves import side_of
 from rgb2pc_lib.views.plots import LINES, MARKS, colour
 
+_FLOOR = -0.3  # of R2 that is drawn
 _COMPACTS = ["#aa3377", "#228833", "#ccbb44", "#66ccee"]  # Tol's bright scheme
 
 
@@ -84,28 +86,39 @@ def curves_figure(runs: dict[str, CompactRun]) -> Figure:
     return figure
 
 
-def ledger_figure(table: pd.DataFrame) -> Figure:
-    """Probes, retrieval and costs of every hop."""
-    wide = table.pivot_table(index="measure", columns="hop", values="value", sort=False)
-    compacts, experts = compact_hops(table), expert_hops(table)
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    panels = figure.subplot_mosaic([["probes", "probes"], ["search", "cost"]])
-    probes, search, cost = panels.values()
-
-    measures, floor = [f"R2 {p}" for p in PROBES if f"R2 {p}" in wide.index], -0.3
-    shown = [TEACHER, *experts, FUSED, *compacts]
-    for i, hop in enumerate(shown):
-        x = np.arange(len(measures)) + (i - (len(shown) - 1) / 2) * 0.1
+def _probe_panel(axes: Axes, wide: pd.DataFrame, shown: dict[str, str], experts: list[str]) -> None:
+    """R2 of the measures of `wide`, of each hop that has them, in its colour."""
+    for i, (hop, tint) in enumerate(shown.items()):
+        x = np.arange(len(wide)) + (i - (len(shown) - 1) / 2) * 0.1
         big: dict[str, Any] = {"s": 34, "alpha": 0.7} if hop in experts else {"s": 75}
         label = f"{hop}, pooled" if hop in experts else hop
-        big["marker"] = MARKS[i % len(MARKS)]
-        probes.scatter(x, wide.loc[measures, hop].clip(floor), color=hop_colour(hop, table), label=label, **big)
-    probes.axhline(0, color="0.8", lw=1, zorder=0)
-    for edge in np.arange(len(measures) - 1) + 0.5:
-        probes.axvline(edge, color="0.92", lw=1, zorder=0)
-    probes.set_xticks(range(len(measures)), [m.removeprefix("R2 ") for m in measures], fontsize=9)
-    probes.set(ylabel=f"within-task R² (least drawn: {floor})", title="Linear probes, held-out episodes")
-    probes.legend(fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+        axes.scatter(x, wide[hop].clip(_FLOOR), color=tint, label=label, marker=MARKS[i % len(MARKS)], **big)
+    axes.axhline(0, color="0.8", lw=1, zorder=0)
+    for edge in np.arange(len(wide) - 1) + 0.5:
+        axes.axvline(edge, color="0.92", lw=1, zorder=0)
+    axes.set_xticks(range(len(wide)), [m.removeprefix("R2 ").removeprefix(PLACES) for m in wide.index], fontsize=9)
+    axes.set_ylabel(f"within-task R²\n(least drawn: {_FLOOR})")
+
+
+def ledger_figure(table: pd.DataFrame) -> Figure:
+    """Probes of embeddings and, where there are any, of spatial tokens; retrieval and costs of every hop."""
+    wide = table.pivot_table(index="measure", columns="hop", values="value", sort=False)
+    compacts, experts = compact_hops(table), expert_hops(table)
+    told = [f"R2 {p}" for p in PROBES if f"R2 {p}" in wide.index]
+    places = [f"R2 {PLACES}{p}" for p in PROBES if f"R2 {PLACES}{p}" in wide.index]
+    rows = [["probes", "probes"], ["places", "places"], ["search", "cost"]]
+    figure = Figure(figsize=(11, 11 if places else 8), layout="constrained")
+    panels = figure.subplot_mosaic(rows if places else [rows[0], rows[2]])
+    search, cost = panels["search"], panels["cost"]
+    shown = {hop: hop_colour(hop, table) for hop in (TEACHER, *experts, FUSED, *compacts)}
+    _probe_panel(panels["probes"], wide.loc[told], shown, experts)
+    panels["probes"].set_title("Linear probes of the embedding, held-out episodes")
+    if places:
+        _probe_panel(panels["places"], wide.loc[places], shown, experts)
+        panels["places"].set_title("The same probes of 4 x 4 spatial tokens, as so many principal components")
+    lowest = panels["places" if places else "probes"]
+    handles, labels = panels["probes"].get_legend_handles_labels()
+    lowest.legend(handles, labels, fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
 
     names = [FUSED, *compacts]
     for i, hop in enumerate(names):
@@ -131,6 +144,6 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
     cost.set_yticks(range(len(times)), times.index)
     cost.set(xscale="log", xlim=(times.min() / 2, times.max() * 12), ylim=(len(times) - 0.5, -0.6))
     cost.set(xlabel="CPU ms a frame, one thread, log scale", title="From a frame to its embedding")
-    for axes in (probes, search, cost):
+    for axes in panels.values():
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -64,6 +64,9 @@ def test_the_figure_knows_who_is_who(table):
     assert expert_hops(table) == ["a", "b"] and compact_hops(table) == ["small"]
     figure = ledger_figure(table)
     assert [t.get_text() for t in figure.axes[2].get_yticklabels()] == [FUSED, "small"]
+    more = table[table["measure"] == "R2 tcp"].assign(measure="R2 places: tcp")
+    places = ledger_figure(pd.concat([table, more], ignore_index=True)).axes[1]
+    assert "spatial tokens" in places.get_title() and [t.get_text() for t in places.get_xticklabels()] == ["tcp"]
 
 
 def test_costs_of_a_compact_student_and_its_file(tmp_path):
