@@ -87,7 +87,7 @@ record: $(VENV)/sim  ## record the sample's episodes anew, into data/cache/recor
 	$(BIN)/python tools/record_sim.py --out data/cache/recorded
 
 EPISODES ?= 88
-proof-data: $(VENV)/sim  ## record and extract the episodes behind the tables (half an hour, 11 GB; less: EPISODES=8)
+proof-data: $(VENV)/sim  ## record and extract the episodes behind the tables (half an hour, 11 GB; a part of it: EPISODES=8)
 	$(BIN)/python tools/record_sim.py --out data/cache/proof --episodes $(EPISODES) --first_seed 5000 --randomise mostly
 	$(BIN)/python tools/extract_teacher.py --workspace data/proof.toml
 	$(BIN)/python tools/extract_features.py --workspace data/proof.toml --encoder $(EXPERTS)

@@ -47,6 +47,8 @@ def parser() -> ArgumentParser:
             p.add_argument("--camera_roots", nargs="+", metavar="CAMERA=FOLDER", help=text)
         elif f.name == "tasks":
             p.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help=text)
+        elif f.name == "train_only":
+            p.add_argument("--train_only", nargs="+", default=[], metavar="PATTERN", help=text)
         elif f.name == "exclude":
             p.add_argument("--exclude", nargs="+", metavar="FILE", help=f"{text}; instead of the workspace's")
         elif f.name == "loss_mse":
@@ -80,7 +82,7 @@ def read_config(arguments: Namespace) -> Config:
             named[name] = portable(named[name])
     workspace = given.pop("workspace", None)
     given["save_dir"] = portable(given.get("save_dir"))
-    config = Config(**{**given, "tasks": tuple(given.pop("tasks", ()))})
+    config = Config(**{**given, **{name: tuple(given.pop(name, ())) for name in ("tasks", "train_only")}})
     if workspace or not named:
         config = config.with_workspace(Workspace.load(workspace or SAMPLE))
     if exclude is not None:

@@ -6,8 +6,9 @@ a batch only looks rows up.
 
 from __future__ import annotations
 
+import fnmatch
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -322,11 +323,14 @@ def readable(pairing: Pairing) -> Pairing:
 
 
 def split(
-    keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0, validation: float = 0.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    keys: pd.DataFrame, by: str = "episode", share: float = 0.25, seed: int = 0, validation: float = 0.0,
+    train_only: Sequence[str] = (),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """(training, validation, held-out) sample numbers, of whole episodes (shares of every task's) or of whole tasks.
 
-    What is held out does not depend on how much is for validation, which has nothing where too few are left.
+    What is held out does not depend on how much is for validation, which has nothing where too few are left, nor on the
+    episodes that are for training alone: those that match a pattern of `train_only`, such as "*/more_*".
+    Raises InputError where too little is left to split, and for a pattern that no episode matches.
 
     >>> training, validation, held_out = split(select(pair(workspace)).keys(), validation=0.125)
     >>> len(training), len(validation), len(held_out)
@@ -335,13 +339,18 @@ def split(
     rng = np.random.default_rng([seed, 5])
     out: set[tuple[str, str]] = set()
     aside: set[tuple[str, str]] = set()
+    drawn_from = keys[~_matching(keys, train_only)]
     if by == "task":
+        if train_only:
+            raise InputError(
+                "episodes for training alone: expected a split by episode, found one by task; leave them out"
+            )
         names = sorted(keys["task"].unique(), key=natural_key)
         drawn = _draw(names, share, validation, rng)
         of = {t: {(t, e) for e in group["episode"]} for t, group in keys.groupby("task")}
         out, aside = ({e for t in some for e in of[t]} for some in drawn)
     else:
-        for task, group in keys.groupby("task", sort=True):
+        for task, group in drawn_from.groupby("task", sort=True):
             names = sorted(group["episode"].unique(), key=natural_key)
             for chosen, some in zip((out, aside), _draw(names, share, validation, rng), strict=True):
                 chosen |= {(task, e) for e in some}
@@ -353,6 +362,21 @@ def split(
             f"{held_out.sum()} held-out samples; at least two {by}s{' a task' if by == 'episode' else ''} are needed"
         )
     return np.flatnonzero(~held_out & ~chosen_on), np.flatnonzero(chosen_on), np.flatnonzero(held_out)
+
+
+def _matching(keys: pd.DataFrame, patterns: Sequence[str]) -> np.ndarray:
+    """Which samples `[n]` are of episodes `<task>/<episode>` that match a pattern."""
+    episodes = keys["task"] + "/" + keys["episode"]
+    known = episodes.unique()
+    found: set[str] = set()
+    for pattern in patterns:
+        some = fnmatch.filter(known, pattern)
+        if not some:
+            raise InputError(
+                f"train_only: expected a pattern of episodes, such as {known[0]}, found {pattern}; correct it"
+            )
+        found |= set(some)
+    return episodes.isin(found).to_numpy()
 
 
 def _draw(names: list[str], share: float, validation: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:

@@ -54,7 +54,7 @@ class Data:
             pairing, config.strict_pairing, config.pairing_fallback, config.pooled_unit, config.window, config.seed
         )
         keys = samples.keys()
-        found = split(keys, config.split_by, config.held_out, config.split_seed, config.validation)
+        found = split(keys, config.split_by, config.held_out, config.split_seed, config.validation, config.train_only)
         return cls(samples, _some_episodes(found[0], keys, config.train_episodes, config.split_seed), *found[1:])
 
     @property

@@ -102,6 +102,7 @@ class Config(Settings):
     split_seed: int = option(
         0, "seed of the split, kept apart so that runs of all seeds are judged alike", (), 0, SEEDS
     )
+    train_only: tuple[str, ...] = option((), "episodes that are for training alone, TASK/EPISODE or */PATTERN*")
     train_episodes: int = option(0, "training episodes a task, drawn at random; 0: all that are left", least=0)
     # sampling
     batch_size: int = shared("batch_size", 64)

@@ -356,6 +356,22 @@ def test_split_seed_matters_and_order_of_rows_does_not():
     assert parts(mixed, split(mixed)[2], "task", "episode") == parts(keys, split(keys)[2], "task", "episode")
 
 
+def test_episodes_for_training_alone_move_nothing_that_is_held_out():
+    keys = keys_of("ab", 8)
+    more = keys_of("a", 5).assign(episode=lambda k: "more_" + k["episode"])
+    both = pd.concat([more, keys], ignore_index=True)
+    train, validation, held_out = split(both, validation=0.125, train_only=["*/more_*"])
+    plain = split(keys, validation=0.125)
+    for side, before in ((validation, plain[1]), (held_out, plain[2])):
+        assert parts(both, side, "task", "episode") == parts(keys, before, "task", "episode")
+    assert set(np.flatnonzero(both["episode"].str.startswith("more_"))) <= set(train)
+    assert len(train) == len(plain[0]) + len(more)
+    with pytest.raises(InputError, match=r"train_only: expected a pattern of episodes, such as a/.*, found \*/extra_\*"):
+        split(both, train_only=["*/extra_*"])
+    with pytest.raises(InputError, match="expected a split by episode, found one by task"):
+        split(both, "task", train_only=["*/more_*"])
+
+
 def test_split_of_too_little():
     one_each = keys_of("ab", 1)
     with pytest.raises(InputError, match="at least two episodes a task are needed"):
