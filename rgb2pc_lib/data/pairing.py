@@ -376,7 +376,8 @@ def _matching(keys: pd.DataFrame, patterns: Sequence[str]) -> np.ndarray:
                 f"train_only: expected a pattern of episodes, such as {known[0]}, found {pattern}; correct it"
             )
         found |= set(some)
-    return episodes.isin(found).to_numpy()
+    matching: np.ndarray = episodes.isin(found).to_numpy()
+    return matching
 
 
 def _draw(names: list[str], share: float, validation: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:

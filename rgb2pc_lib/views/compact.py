@@ -106,18 +106,17 @@ def ledger_figure(table: pd.DataFrame) -> Figure:
     compacts, experts = compact_hops(table), expert_hops(table)
     told = [f"R2 {p}" for p in PROBES if f"R2 {p}" in wide.index]
     places = [f"R2 {PLACES}{p}" for p in PROBES if f"R2 {PLACES}{p}" in wide.index]
-    rows = [["probes", "probes"], ["places", "places"], ["search", "cost"]]
     figure = Figure(figsize=(11, 11 if places else 8), layout="constrained")
-    panels = figure.subplot_mosaic(rows if places else [rows[0], rows[2]])
-    search, cost = panels["search"], panels["cost"]
+    panels = figure.subplot_mosaic("pp;ss;rc" if places else "pp;rc")
+    search, cost = panels["r"], panels["c"]
     shown = {hop: hop_colour(hop, table) for hop in (TEACHER, *experts, FUSED, *compacts)}
-    _probe_panel(panels["probes"], wide.loc[told], shown, experts)
-    panels["probes"].set_title("Linear probes of the embedding, held-out episodes")
+    _probe_panel(panels["p"], wide.loc[told], shown, experts)
+    panels["p"].set_title("Linear probes of the embedding, held-out episodes")
     if places:
-        _probe_panel(panels["places"], wide.loc[places], shown, experts)
-        panels["places"].set_title("The same probes of 4 x 4 spatial tokens, as so many principal components")
-    lowest = panels["places" if places else "probes"]
-    handles, labels = panels["probes"].get_legend_handles_labels()
+        _probe_panel(panels["s"], wide.loc[places], shown, experts)
+        panels["s"].set_title("The same probes of 4 x 4 spatial tokens, as so many principal components")
+    lowest = panels["s" if places else "p"]
+    handles, labels = panels["p"].get_legend_handles_labels()
     lowest.legend(handles, labels, fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
 
     names = [FUSED, *compacts]
