@@ -339,7 +339,7 @@ def split(
     rng = np.random.default_rng([seed, 5])
     out: set[tuple[str, str]] = set()
     aside: set[tuple[str, str]] = set()
-    drawn_from = keys[~_matching(keys, train_only)]
+    drawn_from = keys[~matching(keys, train_only)]
     if by == "task":
         if train_only:
             raise InputError(
@@ -364,7 +364,7 @@ def split(
     return np.flatnonzero(~held_out & ~chosen_on), np.flatnonzero(chosen_on), np.flatnonzero(held_out)
 
 
-def _matching(keys: pd.DataFrame, patterns: Sequence[str]) -> np.ndarray:
+def matching(keys: pd.DataFrame, patterns: Sequence[str]) -> np.ndarray:
     """Which samples `[n]` are of episodes `<task>/<episode>` that match a pattern."""
     episodes = keys["task"] + "/" + keys["episode"]
     known = episodes.unique()

@@ -1,0 +1,90 @@
+"""What is known of things before they are touched, which is what a policy must know to begin.
+
+Over a whole episode the place of a thing is half told by the robot's own: once it is held, it is where the gripper is.
+So these probes are fitted and scored on the steps at which nothing has moved yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from rgb2pc_lib.data.states import poses
+from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.judging.probes import from_states
+
+MOVED = 0.01  # m: an object that is farther from where it was at first has been moved
+_VARIES = 0.01  # m: places that vary less, standard deviation along every axis, need not be seen
+_FEW = 8  # steps of a task that are needed to fit, and to score
+
+
+def untouched_places(root: Path, keys: pd.DataFrame, frame: str | None = None) -> dict[str, np.ndarray]:
+    """Of steps: `object` and, where all episodes have one, `goal` `[n, 3]`, m; `own` `[n, 4]`; `untouched` `[n]` bool.
+
+    Places are in the frame in which the teacher sees, as those of `load_targets`; `own` is what the robot knows of
+    itself. Raises InputError where states lack object, tcp or opening, or where the camera's place is not known.
+    """
+    found = from_states(root, keys, partial(_read, frame))
+    if missing := [k for k in ("object", "own", "untouched") if k not in found]:
+        raise InputError(f"{root}: expected object, tcp and opening in every episode's file, found none that give "
+                         f"{', '.join(missing)}; add them")  # fmt: skip
+    return found
+
+
+def _read(frame, state, rows, path) -> dict[str, np.ndarray]:
+    pose = poses(state, rows, path, frame)
+    if pose is None or not {"object", "tcp", "opening"} <= state.keys():
+        return {}
+    turn, shift = pose[:, :3, :3], pose[:, :3, 3]
+    n, places = len(rows), {"object": state["object"][rows]}
+    if "goal" in state and state["goal"].shape[-1:] == (3,):
+        places["goal"] = np.broadcast_to(state["goal"], (n, 3)) if state["goal"].ndim == 1 else state["goal"][rows]
+    moved = np.linalg.norm(state["object"] - state["object"][0], axis=1) > MOVED
+    first = moved.argmax() if moved.any() else len(moved)
+    own = np.concatenate([state["tcp"][rows], state["opening"][rows].reshape(n, -1)], 1)
+    return {k: (turn @ v[..., None])[..., 0] + shift for k, v in places.items()} | {
+        "own": own, "untouched": np.asarray(rows) < first
+    }  # fmt: skip
+
+
+def untouched_errors(
+    representations: Mapping[str, np.ndarray], places: dict[str, np.ndarray], keys: pd.DataFrame, fit: np.ndarray,
+    score: np.ndarray,
+) -> pd.DataFrame:  # fmt: skip
+    """Median errors in cm of every task's object and goal, a row each, a column for each representation `[n, d]`.
+
+    `places` of `untouched_places`; `fit` and `score` `[n]` bool. A ridge regression of a task reads the representation
+    beside the robot's own, both on steps of `fit`, with its strength from cross-validation. Left out are places that do
+    not vary (see `_VARIES`), a goal that is the object's place, and tasks with few such steps.
+    Columns: task, place, steps (that are scored), then the representations.
+    """
+    lines = []
+    for task in keys["task"].unique():
+        of = (keys["task"] == task).to_numpy() & places["untouched"]
+        a, b = of & fit, of & score
+        if min(a.sum(), b.sum()) < _FEW:
+            continue
+        told = {k: places[k] for k in ("object", "goal") if k in places and places[k][a].std(0).max() > _VARIES}
+        if "goal" in told and _follows(places["object"][a], told["goal"][a]):
+            del told["goal"]
+        for place, wanted in told.items():
+            row: dict[str, object] = {"task": task, "place": place, "steps": int(b.sum())}
+            for name, x in representations.items():
+                seen = np.concatenate([x, places["own"]], 1).astype(np.float64)
+                reader = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13)))
+                found = reader.fit(seen[a], wanted[a]).predict(seen[b])
+                row[name] = 100 * float(np.median(np.linalg.norm(found - wanted[b], axis=1)))
+            lines.append(row)
+    return pd.DataFrame(lines, columns=["task", "place", "steps", *representations])
+
+
+def _follows(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether a place is the other, moved by the same in all steps."""
+    return bool((one - other).std(0).max() < _VARIES)
