@@ -56,7 +56,7 @@ def test_workspace_yaml_and_overrides(left, tmp_path):
 
 
 def test_the_command_of_a_run_repeats_it(left, tmp_path):
-    first = call(*roots(left), *FLAGS, "--save_dir", tmp_path / "a", "--expert_drop", 0.2)
+    first = call(*roots(left), *FLAGS, "--save_dir", tmp_path / "a", "--expert_drop", 0.2, "--amp", "off")
     assert first.returncode == 0, first.stderr
     run = Run.open(tmp_path / "a")
     words = run.config.command().replace(str(tmp_path / "a"), str(tmp_path / "b")).split()[2:]
