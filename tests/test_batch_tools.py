@@ -1,6 +1,5 @@
 """Every tool that works on many items: a bad one, wherever it is, costs itself alone and is told with its remedy."""
 
-import importlib.util
 import os
 import re
 import runpy
@@ -14,6 +13,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scripts import load_script
 
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.embed import Embedder
@@ -23,10 +23,7 @@ ITEMS = 3
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, PROJECT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(PROJECT / "tools" / f"{name}.py")
 
 
 def frames(root, monkeypatch):

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from scripts import load_script
 
 import rgb2pc_lib
 from rgb2pc_lib.data.workspace import PROJECT
@@ -39,10 +40,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gallery():
-    spec = importlib.util.spec_from_file_location("gallery", PROJECT / "docs" / "gallery.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(PROJECT / "docs" / "gallery.py")
 
 
 def read(path):

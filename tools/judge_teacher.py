@@ -69,9 +69,7 @@ def main(argv=None) -> None:
     steps = [(*key, path) for key, paths in episodes.items() for path in paths]
     keys = pd.DataFrame([(t, e, step_name(path.name)) for t, e, path in steps], columns=["task", "episode", "step"])
     config = Config()
-    _, validation, held_out = split(
-        keys, config.split_by, config.held_out, config.split_seed, config.validation, config.train_only
-    )
+    _, validation, held_out = split(keys, config.split_by, config.held_out, config.split_seed, config.validation)
     judged, other = (validation, held_out) if args.judged == "validation" else (held_out, validation)
     kept = np.setdiff1d(np.arange(len(keys)), other)
     state = workspace.root("state")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from rgb2pc_lib import InputError, Run
 from rgb2pc_lib.data.pairing import matching
-from rgb2pc_lib.data.states import read_state, state_file
+from rgb2pc_lib.judging.probes import LOOKS
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION
 from rgb2pc_lib.judging.untouched import untouched_errors, untouched_places
 from rgb2pc_lib.judging.verdicts import TEACHER
@@ -54,12 +54,9 @@ def judge(runs: list[Run], look: str | None = None) -> pd.DataFrame:
                 f"{run.folder}: expected the steps and the split of {runs[0].folder}, found others; judge it alone"
             )
         found[run.name] = this["student"]
-    score = first["held_out"].copy()
+    places, score = untouched_places(root, keys, runs[0].summary["teacher_frame"]), first["held_out"].copy()
     if look:
-        looks = {(t, e): bool(read_state(state_file(root, t, e)).get("randomised", False))
-                 for t, e in keys[["task", "episode"]].drop_duplicates().itertuples(index=False)}  # fmt: skip
-        score &= np.array([looks[key] for key in zip(keys["task"], keys["episode"], strict=True)]) == (look == "random")
-    places = untouched_places(root, keys, runs[0].summary["teacher_frame"])
+        score &= places.get("randomised", np.zeros(len(keys), bool)) == LOOKS[f"{look} look"]
     return untouched_errors(found, places, keys, ~first["held_out"], score)
 
 

@@ -339,7 +339,6 @@ def split(
     rng = np.random.default_rng([seed, 5])
     out: set[tuple[str, str]] = set()
     aside: set[tuple[str, str]] = set()
-    drawn_from = keys[~matching(keys, train_only)]
     if by == "task":
         if train_only:
             raise InputError(
@@ -350,7 +349,7 @@ def split(
         of = {t: {(t, e) for e in group["episode"]} for t, group in keys.groupby("task")}
         out, aside = ({e for t in some for e in of[t]} for some in drawn)
     else:
-        for task, group in drawn_from.groupby("task", sort=True):
+        for task, group in keys[~matching(keys, train_only)].groupby("task", sort=True):
             names = sorted(group["episode"].unique(), key=natural_key)
             for chosen, some in zip((out, aside), _draw(names, share, validation, rng), strict=True):
                 chosen |= {(task, e) for e in some}
@@ -376,8 +375,8 @@ def matching(keys: pd.DataFrame, patterns: Sequence[str]) -> np.ndarray:
                 f"train_only: expected a pattern of episodes, such as {known[0]}, found {pattern}; correct it"
             )
         found |= set(some)
-    matching: np.ndarray = episodes.isin(found).to_numpy()
-    return matching
+    rows: np.ndarray = episodes.isin(found).to_numpy()
+    return rows
 
 
 def _draw(names: list[str], share: float, validation: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:

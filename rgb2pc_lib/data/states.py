@@ -61,6 +61,12 @@ def rows_of(state: dict[str, np.ndarray], steps: Sequence[str], path: Path) -> n
     return np.array([known[step] for step in steps], int)
 
 
+def moved(places: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Places `[n, 3]`, each by its own pose `[n, 4, 4]`."""
+    there: np.ndarray = (pose[:, :3, :3] @ places[..., None])[..., 0] + pose[:, :3, 3]
+    return there
+
+
 def poses(state: dict[str, np.ndarray], rows: np.ndarray, path: Path, frame: str | None = None) -> np.ndarray | None:
     """World to a frame, "camera" or "world", by default that of the clouds, `[n, 4, 4]`: the identity for the world's.
 

@@ -33,7 +33,7 @@ from rgb2pc_lib.deploy.lookup import (
 )
 from rgb2pc_lib.deploy.stream import Live, Look, Stream, ThroughExperts, ThroughPixels
 from rgb2pc_lib.encoders.encode import encode, kept
-from rgb2pc_lib.encoders.rays import Camera, RayEncoder
+from rgb2pc_lib.encoders.rays import Cameras, RayEncoder
 from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.models import Student
@@ -69,9 +69,6 @@ def every_step(pairing: Pairing) -> Samples:
         raise InputError(f"no step is in the packs of all of {', '.join(pairing.experts)}")
     rows = np.flatnonzero(has)[:, None]
     return Samples(pairing, rows, dict.fromkeys(pairing.experts, rows), np.full_like(rows, -1))
-
-
-Cameras = Sequence[Camera] | None  # one a frame, where they are calibrated
 
 
 class Cut(NamedTuple):
@@ -195,9 +192,7 @@ def _cut(sight: LookAhead | None, window: int, stride: int) -> Cut:
     return Cut(window or known.window, stride or known.stride, known.causal)
 
 
-def _through_pixels(
-    network: Compact, images: Images, cameras: Cameras = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _through_pixels(network: Compact, images: Images, cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor | None]:
     if isinstance(images, Mapping):
         raise InputError(f"a compact student sees through one camera, not through {', '.join(images)}; give its images")
     small = np.stack([resized(image, network.size) for image in images])
@@ -206,7 +201,7 @@ def _through_pixels(
 
 def _through_experts(
     student: Student, encoders: dict[str, Encoder], copy: str, cuts: Mapping[str, Cut], images: Images,
-    cameras: Cameras = None,
+    cameras: Cameras,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     return student.look(*live_tokens(encoders, images, None, copy, cuts, cameras))
 

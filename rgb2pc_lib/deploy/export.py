@@ -25,7 +25,7 @@ from rgb2pc_lib.deploy.lighter import to_fp16, to_int8
 from rgb2pc_lib.deploy.policy import save_torchvision
 from rgb2pc_lib.deploy.stream import Moment, alone
 from rgb2pc_lib.deploy.targets import own_targets
-from rgb2pc_lib.encoders.rays import Camera
+from rgb2pc_lib.encoders.rays import Cameras
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import unit
 from rgb2pc_lib.learning.runs import Run
@@ -145,7 +145,7 @@ class ThroughOnnx:
 
     def __call__(
         self, pasts: Sequence[Sequence[Moment]], done: Callable[[str], None] = lambda part: None,
-        cameras: Sequence[Camera] | None = None,
+        cameras: Cameras = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
         """Embeddings `[n, E]`, and spatial tokens, of the newest frames, `[H, W, 3]` uint8 of any size."""
         small = np.stack([resized(frame, self.size) for frame in alone(pasts)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from rgb2pc_lib.data.sampling import embedding_lattice
 from rgb2pc_lib.data.workspace import camera_of, encoder_of
 from rgb2pc_lib.encoders import rays
 from rgb2pc_lib.encoders.images import Expert, ImageEncoder, load_encoder
-from rgb2pc_lib.encoders.rays import Camera, RayEncoder
+from rgb2pc_lib.encoders.rays import Cameras, RayEncoder
 from rgb2pc_lib.errors import InputError
 
 Images = np.ndarray | Mapping[str, np.ndarray]  # [B, H, W, 3] uint8, or camera -> such; of one size a camera
@@ -34,7 +34,7 @@ def open_encoder(expert: str, device: str = "cpu", weights: str | Path | None = 
     return rays.live_rays(device) if kind == rays.NAME else load_encoder(kind, device, weights)
 
 
-def frame_tokens(encoder: Encoder, images: np.ndarray, cameras: Sequence[Camera] | None = None) -> Tensor:
+def frame_tokens(encoder: Encoder, images: np.ndarray, cameras: Cameras = None) -> Tensor:
     """Tokens `[B, Hf, Wf, C]` of frames `[B, H, W, 3]` uint8, each seen alone; rays are of the frames' cameras."""
     frames = torch.tensor(images)
     return encoder(frames, cameras) if isinstance(encoder, RayEncoder) else encoder(frames)

@@ -22,7 +22,7 @@ from rgb2pc_lib.data.workspace import camera_of
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.frames import resized
 from rgb2pc_lib.deploy.lookup import Encoder, Images, at_places, frame_tokens, refuse_cameras, seen_by
-from rgb2pc_lib.encoders.rays import Camera, RayEncoder
+from rgb2pc_lib.encoders.rays import Camera, Cameras, RayEncoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import SIDE, Student
 
@@ -45,7 +45,7 @@ class Live(Protocol):
         """How many frames it sees at once, the newest among them."""
 
     def __call__(
-        self, pasts: Sequence[Sequence[Moment]], done: Done = ..., cameras: Sequence[Camera] | None = None
+        self, pasts: Sequence[Sequence[Moment]], done: Done = ..., cameras: Cameras = None
     ) -> tuple[Tensor, Tensor | None]:
         """`[n, E]` and `[n, S * S, D]` (or None: see `Look`) of n cameras' last frames `[H, W, 3]` uint8, oldest first,
         all of one size; or of n robots', each moment camera -> frame, and then as many spatial tokens for each camera.
@@ -73,7 +73,7 @@ class ThroughExperts:
 
     @torch.no_grad()
     def __call__(
-        self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody, cameras: Sequence[Camera] | None = None
+        self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody, cameras: Cameras = None
     ) -> tuple[Tensor, Tensor | None]:
         now, grids = _stacked([past[-1] for past in pasts]), {}
         refuse_cameras(self.encoders, now)
@@ -124,7 +124,7 @@ class ThroughPixels:
 
     @torch.no_grad()
     def __call__(
-        self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody, cameras: Sequence[Camera] | None = None
+        self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody, cameras: Cameras = None
     ) -> tuple[Tensor, Tensor | None]:
         small = torch.from_numpy(np.stack([resized(frame, self.network.size) for frame in alone(pasts)]))
         done("resizing")
@@ -189,7 +189,7 @@ class Stream:
         for number in range(len(self.pasts)) if cameras is None else cameras:
             self.pasts[number].clear()
 
-    def _look(self, cameras: Sequence[Camera] | None) -> tuple[np.ndarray, np.ndarray | None]:
+    def _look(self, cameras: Cameras) -> tuple[np.ndarray, np.ndarray | None]:
         """Cameras of one size in one batch."""
         sizes = [_sizes(past[-1]) for past in self.pasts]
         found: dict[int, tuple[Tensor, Tensor | None]] = {}

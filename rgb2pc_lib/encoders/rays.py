@@ -77,13 +77,16 @@ class Camera(NamedTuple):
     world_to_camera: np.ndarray  # [4, 4], m, axes of OpenCV
 
 
+Cameras = Sequence[Camera] | None  # one a frame, where they are calibrated
+
+
 @dataclass(frozen=True, kw_only=True)
 class RayEncoder(Expert):
     """The rays as an expert that is live: it is told the cameras of the frames, whose pixels it does not see."""
 
     device: str = "cpu"
 
-    def __call__(self, images: torch.Tensor, cameras: Sequence[Camera] | None) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, cameras: Cameras) -> torch.Tensor:
         """Tokens `[B, Hf, Wf, C]` float32 of the cameras of images `[B, H, W, 3]`.
 
         Raises InputError where a camera is missing, or is none.
@@ -117,7 +120,7 @@ def _checked(K: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             f"expert {NAME}: expected finite K [3, 3] and world_to_camera [4, 4], found {list(K.shape)} and "
             f"{list(pose.shape)}; give them as in the state files"
         )
-    if abs(np.linalg.det(K)) < 1e-9 or np.abs(pose[:3, :3] @ pose[:3, :3].T - np.eye(3)).max() > 1e-3:
+    if _singular(K) or np.abs(pose[:3, :3] @ pose[:3, :3].T - np.eye(3)).max() > 1e-3:
         raise InputError(
             f"expert {NAME}: K cannot be inverted, or world_to_camera does not rotate, so it is no camera; check them"
         )
@@ -169,9 +172,14 @@ def _cameras(path: Path, steps: list[str]) -> tuple[np.ndarray, np.ndarray]:
     if K.shape[-2:] != (3, 3) or K.ndim not in (2, 3) or (K.ndim == 3 and len(K) != len(state["steps"])):
         raise InputError(f"{path}: K: expected 3 x 3, or one a step, found {list(K.shape)}; write it so")
     K = K[rows] if K.ndim == 3 else np.broadcast_to(K, (len(rows), 3, 3))
-    if not np.isfinite(K).all() or np.abs(np.linalg.det(K)).min() < 1e-9:
+    if not np.isfinite(K).all() or _singular(K):
         raise InputError(f"{path}: K cannot be inverted, so it is no camera; restore the file from a copy")
     return K, pose
+
+
+def _singular(K: np.ndarray) -> bool:
+    """Whether an intrinsic matrix, or one of several, cannot be inverted."""
+    return bool(np.abs(np.linalg.det(K)).min() < 1e-9)
 
 
 def _meta(K: np.ndarray, pose: np.ndarray, size: tuple[int, int]) -> dict:

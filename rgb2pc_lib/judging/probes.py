@@ -14,7 +14,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
+from rgb2pc_lib.data.states import moved, poses, read_state, rows_of, state_file
 from rgb2pc_lib.errors import InputError
 
 LOWER_IS_BETTER = ("median rank", "tcp cm", "object cm")
@@ -46,9 +46,18 @@ def load_answers(
     The robot knows its tcp (m, in its own frame) and its opening (m): `[n, 4]`. The look is whether an episode's is
     randomised: `[n]` bool. Either is None where it is not recorded of every episode.
     """
-    found = from_states(root, keys, lambda *state: _targets(frame, *state) | _own(*state) | _look(*state))
-    own = np.concatenate([found[k] for k in _OWN], 1) if set(_OWN) <= found.keys() else None
-    return {k: found[k] for k in PROBES if k in found}, own, found.get("randomised")
+    found = from_states(root, keys, partial(read_answers, frame))
+    return {k: found[k] for k in PROBES if k in found}, own_of(found), found.get("randomised")
+
+
+def read_answers(frame: str | None, state, rows, path) -> dict[str, np.ndarray]:
+    """Of some steps of an episode all that `load_answers` tells of, for `from_states`."""
+    return _targets(frame, state, rows, path) | _own(state, rows, path) | _look(state, rows, path)
+
+
+def own_of(found: dict[str, np.ndarray]) -> np.ndarray | None:
+    """What the robot knows of itself `[n, 4]`, of what `read_answers` found; None where it is not recorded."""
+    return np.concatenate([found[k] for k in _OWN], 1) if set(_OWN) <= found.keys() else None
 
 
 def from_states(root: Path, keys: pd.DataFrame, read) -> dict[str, np.ndarray]:
@@ -95,8 +104,7 @@ def _positions(state, rows, path, frame):  # those in a camera whose pose is unk
     if pose is None:
         return {}
     names = {"tcp": "tcp", "left_tcp": "left tcp", "right_tcp": "right tcp", "object": "object"}
-    turned = {k: (pose[:, :3, :3] @ state[k][rows][..., None])[..., 0] for k in names if k in state}
-    return {names[k]: x + pose[:, :3, 3] for k, x in turned.items()}
+    return {name: moved(state[k][rows], pose) for k, name in names.items() if k in state}
 
 
 def probe(features: np.ndarray, targets: dict, keys: pd.DataFrame, held_out: np.ndarray) -> dict[str, float]:

@@ -7,7 +7,6 @@ So these probes are fitted and scored on the steps at which nothing has moved ye
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,9 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rgb2pc_lib.data.states import poses
+from rgb2pc_lib.data.states import moved, poses
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.probes import from_states
+from rgb2pc_lib.judging.probes import from_states, own_of, read_answers
 
 MOVED = 0.01  # m: an object that is farther from where it was at first has been moved
 _VARIES = 0.01  # m: places that vary less, standard deviation along every axis, need not be seen
@@ -28,30 +27,32 @@ _FEW = 8  # steps of a task that are needed to fit, and to score
 def untouched_places(root: Path, keys: pd.DataFrame, frame: str | None = None) -> dict[str, np.ndarray]:
     """Of steps: `object` and, where all episodes have one, `goal` `[n, 3]`, m; `own` `[n, 4]`; `untouched` `[n]` bool.
 
-    Places are in the frame in which the teacher sees, as those of `load_targets`; `own` is what the robot knows of
-    itself. Raises InputError where states lack object, tcp or opening, or where the camera's place is not known.
+    Also `randomised` `[n]` bool, the episode's look, where it is recorded of all. Places are in the frame in which the
+    teacher sees, as those of `load_answers`; `own` is what the robot knows of itself. Raises InputError where
+    states lack object, tcp or opening, or where the camera's place is not known.
     """
-    found = from_states(root, keys, partial(_read, frame))
-    if missing := [k for k in ("object", "own", "untouched") if k not in found]:
-        raise InputError(f"{root}: expected object, tcp and opening in every episode's file, found none that give "
-                         f"{', '.join(missing)}; add them")  # fmt: skip
-    return found
+    found = from_states(root, keys, lambda *state: read_answers(frame, *state) | _ahead(frame, *state))
+    own = own_of(found)
+    missing = [k for k in ("object", "untouched") if k not in found] + ["own"] * (own is None)
+    if own is None or missing:
+        raise InputError(
+            f"{root}: expected object, tcp and opening in every episode's file, found none that give "
+            f"{', '.join(missing)}; add them"
+        )
+    return {k: found[k] for k in ("object", "goal", "untouched", "randomised") if k in found} | {"own": own}
 
 
-def _read(frame, state, rows, path) -> dict[str, np.ndarray]:
+def _ahead(frame, state, rows, path) -> dict[str, np.ndarray]:
+    """The goal at some steps of an episode, and whether nothing has moved yet."""
     pose = poses(state, rows, path, frame)
-    if pose is None or not {"object", "tcp", "opening"} <= state.keys():
+    if pose is None or "object" not in state:
         return {}
-    turn, shift = pose[:, :3, :3], pose[:, :3, 3]
-    n, places = len(rows), {"object": state["object"][rows]}
+    gone = np.linalg.norm(state["object"] - state["object"][0], axis=1) > MOVED
+    found = {"untouched": np.asarray(rows) < (gone.argmax() if gone.any() else len(gone))}
     if "goal" in state and state["goal"].shape[-1:] == (3,):
-        places["goal"] = np.broadcast_to(state["goal"], (n, 3)) if state["goal"].ndim == 1 else state["goal"][rows]
-    moved = np.linalg.norm(state["object"] - state["object"][0], axis=1) > MOVED
-    first = moved.argmax() if moved.any() else len(moved)
-    own = np.concatenate([state["tcp"][rows], state["opening"][rows].reshape(n, -1)], 1)
-    return {k: (turn @ v[..., None])[..., 0] + shift for k, v in places.items()} | {
-        "own": own, "untouched": np.asarray(rows) < first
-    }  # fmt: skip
+        goal = state["goal"] if state["goal"].ndim == 1 else state["goal"][rows]
+        found["goal"] = moved(np.broadcast_to(goal, (len(rows), 3)), pose)
+    return found
 
 
 def untouched_errors(

@@ -1,7 +1,6 @@
 """The doctor: every planted fault is found, with the remedy that helps; what is sound is called so."""
 
 import functools
-import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from scripts import load_script
 
 from rgb2pc_lib.checks import roots
 from rgb2pc_lib.checks.doctor import examine
@@ -25,9 +25,7 @@ from rgb2pc_lib.learning.train import train
 
 STEPS = [f"step_{i:04d}" for i in range(12)]
 
-spec = importlib.util.spec_from_file_location("doctor", PROJECT / "tools" / "doctor.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_script(PROJECT / "tools" / "doctor.py")
 
 
 @pytest.fixture(autouse=True)

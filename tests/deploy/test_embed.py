@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.util
 
 import numpy as np
 import pandas as pd
@@ -7,6 +6,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from scripts import load_script
 
 from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import CACHE, PROJECT, SAMPLE, Workspace
@@ -18,9 +18,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.train import train
 
-spec = importlib.util.spec_from_file_location("tool", PROJECT / "tools" / "embed.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_script(PROJECT / "tools" / "embed.py")
 
 SMALL = Config(steps=10, batch_size=16, student_tokens=16, fuse_dim=16, eval_every=0)
 

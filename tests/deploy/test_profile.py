@@ -1,6 +1,5 @@
 """What a frame costs: every way is measured, every part is told, and parts make up the whole."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import tiny_weights
 import torch
 from PIL import Image
+from scripts import load_script
 
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy import profile as module
@@ -65,9 +65,7 @@ def test_every_expert_has_its_share(tmp_path):
 
 
 def test_the_tool_prints_it_or_says_what_is_missing(compact, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("embed_tool", PROJECT / "tools" / "embed.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script(PROJECT / "tools" / "embed.py")
     seen = []
 
     def measured(run, device, weights, frames):

@@ -1,11 +1,11 @@
 """Rays of a calibrated camera: where points of the scene lie, whoever moves the camera; packs, and clear errors."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 
 from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.data.packs import FeaturePack
@@ -105,9 +105,7 @@ def test_what_is_wrong_with_a_camera_is_said_and_nothing_is_left(episode, change
 
 
 def test_the_command_on_the_sample(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("extract_rays", Path(__file__).parents[2] / "tools/extract_rays.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script(Path(__file__).parents[2] / "tools/extract_rays.py")
     sample = Workspace.load(SAMPLE)
     mine = tmp_path / "mine.toml"
     mine.write_text(

@@ -1,6 +1,5 @@
 """Conversion: values and names survive, no code of a file runs, the source stays as it is, bad files do not stop it."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from scripts import load_script
 
 from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.data.packs import COPIES, FeaturePack
@@ -24,9 +24,7 @@ FEATURES = torch.from_numpy(np.random.default_rng(0).normal(size=(W, T, 2, 3, 5)
 NAMES = [f"step_{i:04d}" for i in range(W + T - 1)]
 PATHS = [[f"/data/ep/{n}.png" for n in NAMES[w : w + T]] for w in range(W)]
 
-spec = importlib.util.spec_from_file_location("pack_features", Path(__file__).parents[2] / "tools" / "pack_features.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_script(Path(__file__).parents[2] / "tools" / "pack_features.py")
 
 
 @dataclass

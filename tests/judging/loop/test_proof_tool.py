@@ -1,11 +1,11 @@
 """tools/proof.py from recordings to a verdict, in the simulator; and what is seen live there equals the recording."""
 
 import functools
-import importlib.util
 
 import numpy as np
 import pandas as pd
 import pytest
+from scripts import load_script
 
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.encoders.clouds.extract_clouds import extract_teacher, load_cloud_encoder
@@ -25,10 +25,7 @@ SMALL = sim.RecordConfig(size=64, steps=16, points=300)
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("proof_tool", PROJECT / "tools" / "proof.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(PROJECT / "tools" / "proof.py")
 
 
 @pytest.fixture(scope="module")

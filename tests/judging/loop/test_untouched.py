@@ -1,10 +1,9 @@
 """Before anything is touched: only those steps count, and a representation that knows the robot alone knows nothing."""
 
-import importlib.util
-
 import numpy as np
 import pandas as pd
 import pytest
+from scripts import load_script
 
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.errors import InputError
@@ -63,10 +62,7 @@ def test_states_that_do_not_tell_it_are_refused(recordings):
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("judge_untouched", PROJECT / "tools" / "judge_untouched.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(PROJECT / "tools" / "judge_untouched.py")
 
 
 def test_the_command_on_a_run(tool, recorded, tmp_path, capsys):
