@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
 from rgb2pc_lib.deploy.frames import frame_cache
 from rgb2pc_lib.deploy.places import missed, told_of_places, usual
 from rgb2pc_lib.deploy.targets import Targets, more_targets, own_targets
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning import ranks
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.losses import NearInTime
@@ -90,8 +90,8 @@ class Compression:
 def train_compact(config: CompactConfig, resume: bool = False) -> Generator[Progress]:
     """Train a compact student and leave it in `config.folder`; yields after every step, resumes like `train`.
 
-    Raises InputError for bad input, when frames given as `more_rgb` are among the held-out ones, when the folder
-    already holds a run (unless it is to be resumed), and while another training writes there.
+    Raises InputError for bad input, when the folder already holds a run (unless it is to be resumed), and while another
+    training writes there.
 
     >>> config = CompactConfig(run=str(run.folder), save_dir=str(folder / "small"), size=32, steps=2, batch_size=16)
     >>> [progress.step for progress in train_compact(config)]
@@ -116,14 +116,14 @@ def _train(config: CompactConfig, resume: bool) -> Generator[Progress]:
     fused = Run.open(PROJECT / config.run)
     data = gather_targets(fused, [PROJECT / root for root in config.more_rgb], config.device, config.spatial)
     pixels = frame_cache(data.files, config.size)
-    refuse_leaks(data, pixels)
+    side, watched = _watched(fused, data)
+    data = without_twins(data, pixels)
     refuse_few_negatives(config, data.keys[~data.held_out])
     network = build(config, data)
     last = torch.channels_last
     network = network.to(device, memory_format=last)  # type: ignore[call-overload]  # torch's types lack it
     learner = Learner(Compression(config, network, data))
     own = np.arange(len(fused.embeddings()["held_out"]))  # the run's own steps stand first
-    side, watched = _watched(fused, data)
     usually = None if network.spatial is None else network.spatial.usual.cpu().numpy()
     seen = frame_cache(watched.files, config.size)
 
@@ -166,13 +166,22 @@ def gather_targets(fused: Run, more_rgb: list[Path], device: str = "auto", spati
     return data
 
 
-def refuse_leaks(data: Targets, pixels: np.ndarray) -> None:
-    """Raises InputError when a training frame is, pixel by pixel, one of the held-out frames."""
+def without_twins(data: Targets, pixels: np.ndarray) -> Targets:
+    """The same, where a training frame that is, pixel by pixel, one of the held-out frames takes no part; that is told.
+
+    Frames of a simulator may be the same in several episodes, as before anything has moved.
+    """
     prints = [hash(frame.tobytes()) for frame in pixels]
     held = {prints[i]: i for i in np.flatnonzero(data.held_out)}
-    for i in np.flatnonzero(~data.held_out):
-        if (j := held.get(prints[i])) is not None and np.array_equal(pixels[i], pixels[j]):
-            raise InputError(f"{data.files[i]}: a training frame that is held out as {data.files[j]}; leave it out")
+    twins = {
+        i: j for i in np.flatnonzero(~data.held_out)
+        if (j := held.get(prints[i])) is not None and np.array_equal(pixels[i], pixels[j])
+    }  # fmt: skip
+    if twins:
+        i, j = next(iter(twins.items()))
+        tell(f"{data.files[i]}: the same pixels as the held-out {data.files[j]}; "
+             f"{len(twins)} training frame(s) like it are left out")  # fmt: skip
+    return replace(data, held_out=data.held_out | np.isin(np.arange(len(pixels)), list(twins)))
 
 
 def _batches(config, data: Targets, pixels: np.ndarray, first: int, device) -> Generator[Pixels]:

@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, dict]] = {  # question -> answer -> what differs f
         "windows of 4": {"sample_unit": "window", "window": 4},
         "shuffled pairs": {"shuffle_pairs": True},
     },
-    "expert drop": {"no expert drop": {"expert_drop": 0.0}},
+    "expert drop": {"no expert drop": {"expert_drop": 0.0}, "expert drop 0.3": {"expert_drop": 0.3}},
     "teacher pooling": {"teacher mean+max": {"teacher_pooling": "mean+max"}},
     "episodes": {},  # half and a quarter of them, see `line_up`
     "steps": {},  # half as many and twice as many, see `line_up`

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, ordered_plans
-from rgb2pc_lib.deploy import frames, targets
+from rgb2pc_lib.deploy import compress, frames, targets
 from rgb2pc_lib.deploy.backbones import Compact, SpatialHead
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.deploy.compress import augmented, train_compact
@@ -180,12 +180,23 @@ def test_more_frames_are_embedded_once_and_train_only(fused, tmp_path, monkeypat
     assert summary["n_held_out"] == fused.summary["n_held_out"]
 
 
-def test_held_out_frames_cannot_slip_in(fused, tmp_path, monkeypatch):
+def test_held_out_frames_cannot_slip_in(fused, tmp_path, monkeypatch, caplog):
     one = Embedder("fake", lambda x, cameras: (torch.ones(len(x), tiny.TEACHER_WIDTH), torch.ones(len(x), 16, 32)))
     monkeypatch.setattr(targets.Embedder, "from_run", lambda run, device: one)
-    config = settings(fused, tmp_path / "run", more_rgb=(fused.config.rgb_root,))
-    with pytest.raises(InputError, match="held out as"):
-        list(train_compact(config))
+    drawn = []
+    batches = compress._batches
+    monkeypatch.setattr(compress, "_batches", lambda c, data, *rest: drawn.append(data) or batches(c, data, *rest))
+    config = settings(fused, tmp_path / "run", steps=2, more_rgb=(fused.config.rgb_root,))
+    list(train_compact(config))
+    (data,) = drawn
+    names = np.array([file.as_posix() for file in data.files])
+    own = own_targets(fused)
+    held = {file.as_posix() for file, is_held in zip(own.files, own.held_out, strict=True) if is_held}
+    assert held and not held & set(names[~data.held_out])
+    summary = CompactRun.open(tmp_path / "run").summary
+    assert summary["n_train"] == (~data.held_out).sum() == 2 * fused.summary["n_train"] + fused.summary["n_validation"]
+    assert summary["n_held_out"] == len(held)
+    assert f"{len(held)} training frame(s) like it are left out" in caplog.text
 
 
 def test_what_does_not_fit_is_named(fused, tmp_path):
