@@ -2,7 +2,7 @@
 
 One episode is one (task, seed, randomisation): object placement, camera, light, colours, textures and
 distractors all follow from it, so it can be rebuilt bit for bit. A roll-out has two passes: physics first,
-then only the kept steps are rendered. This is the only module that needs the extra ``sim``.
+then only the kept steps are rendered. Needs the extra ``sim``, as the `sim_` modules beside it do.
 
 >>> scene = Scene("drawer-open")                                # doctest: +SKIP
 >>> scene.record(seed=0, randomise=RANDOM).clouds[0].xyz.shape   # doctest: +SKIP
@@ -21,7 +21,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from PIL import Image
 
 from rgb2pc_lib.data.clouds import Cloud, back_project, read_ply, transform, write_ply
 from rgb2pc_lib.data.files.guarded import check_npz
@@ -65,6 +64,7 @@ except (ImportError, AttributeError, RuntimeError) as error:  # what PyOpenGL ra
 from rgb2pc_lib.recordings import sim_cameras  # noqa: E402, imports mujoco, like the next
 from rgb2pc_lib.recordings.sim_cameras import View  # noqa: E402
 from rgb2pc_lib.recordings.sim_labels import LABELS, geom_labels, pixel_labels  # noqa: E402
+from rgb2pc_lib.recordings.sim_looks import FIXED, LOOKS, RANDOM, Looks, Randomise, add_distractors  # noqa: E402
 
 TASKS = tuple(sorted(name.removesuffix("-v3") for name in EXPERTS))
 SAMPLE_TASKS = (
@@ -76,27 +76,6 @@ MARKER_GOALS = ("reach", "push", "pick-", "coffee-pull", "stick-pull", "hand-ins
 SLIDE, HINGE = int(mujoco.mjtJoint.mjJNT_SLIDE), int(mujoco.mjtJoint.mjJNT_HINGE)  # comparing enums is slow
 ARM_JOINTS = 9  # seven arm joints and two finger slides come first in every Meta-World model
 TABLE_TOP = 0.012  # m above the table plane: higher points belong to robot and objects
-MAX_DISTRACTORS = 6
-PARKED = (0, 0, -5)  # m, where unused distractors wait, far below the floor
-
-
-@dataclass(frozen=True)
-class Randomise:
-    """How strongly the look of an episode varies; 0 leaves it as it is, 1 is the documented range."""
-
-    camera: float = 0.0  # +-20 degrees azimuth, +-8 degrees elevation, +-10 % distance, +-4 cm target
-    light: float = 0.0  # lamps moved by up to 0.6 m and dimmed or brightened by up to 60 %
-    colour: float = 0.0  # every material tinted by up to 60 %
-    texture: float = 0.0  # chance of each texture to become smooth noise
-    distractors: int = 0  # up to this many boxes, cylinders and ellipsoids beside the workspace (at most 6)
-
-    def __bool__(self) -> bool:
-        return self != FIXED
-
-
-FIXED = Randomise()
-LOOKS = {"fixed": (), "half": (1, 3), "mostly": (1, 2, 3), "random": (0, 1, 2, 3)}  # which of four episodes are random
-RANDOM = Randomise(camera=1.0, light=1.0, colour=1.0, texture=0.5, distractors=4)
 
 
 @dataclass(frozen=True)
@@ -190,11 +169,7 @@ class Scene:
         self.options = mujoco.MjvOption()
         self.options.sitegroup[:] = 0
         self._show_goal_marker()
-        looks = "light_pos light_diffuse mat_rgba tex_data".split()
-        self._original = {name: getattr(self.model, name).copy() for name in looks}
-        headlight = self.model.vis.headlight
-        self._headlight = headlight.ambient.copy(), headlight.diffuse.copy()
-        self._plain_textures = True
+        self._looks = Looks(self.model, self.renderer, config.view)
         self._geom_labels = geom_labels(self.model)
 
     def close(self) -> None:
@@ -253,7 +228,7 @@ class Scene:
         """
         stream = [seed, zlib.crc32(self.task.encode())]
         looks = randomise if isinstance(randomise, Randomise) else RANDOM if randomise else FIXED
-        self._set_looks(np.random.default_rng([*stream, 0]), looks)
+        self._looks.draw(np.random.default_rng([*stream, 0]), looks)
         self._points = np.random.default_rng([*stream, 1])
         self.env.seed(seed)
         observation, _ = self.env.reset()
@@ -385,59 +360,6 @@ class Scene:
                 if "goal" in self.model.site(i).name:
                     self.model.site_group[i] = 5
 
-    # ------------------------------------------------------------------ randomised looks
-
-    def _set_looks(self, rng: np.random.Generator, randomise: Randomise) -> None:
-        model, headlight = self.model, self.model.vis.headlight
-        for name in ("light_pos", "light_diffuse", "mat_rgba"):
-            getattr(model, name)[:] = self._original[name]
-        headlight.ambient[:], headlight.diffuse[:] = self._headlight
-
-        sim_cameras.place(model, self.config.view.jittered(rng, randomise.camera))
-
-        amount = randomise.light
-        model.light_pos[:] += amount * rng.uniform(-0.6, 0.6, (model.nlight, 3))
-        model.light_diffuse[:] *= 1 + amount * rng.uniform(-0.6, 0.6, (model.nlight, 1))
-        model.light_diffuse[:] *= 1 + amount * rng.uniform(-0.15, 0.15, (model.nlight, 3))
-        headlight.ambient[:] *= 1 + amount * rng.uniform(-0.5, 0.4)
-        headlight.diffuse[:] *= 1 + amount * rng.uniform(-0.5, 0.4)
-
-        amount = randomise.colour
-        tint = 1 + amount * rng.uniform(-0.6, 0.6, (model.nmat, 3))
-        model.mat_rgba[:, :3] *= tint
-        model.mat_rgba[:, :3] += amount * rng.uniform(0, 0.25, (model.nmat, 3))
-        np.clip(model.mat_rgba, 0, 1, out=model.mat_rgba)
-        self._set_textures(rng, randomise.texture)
-        self._set_distractors(rng, randomise.distractors)
-
-    def _set_textures(self, rng: np.random.Generator, chance: float) -> None:
-        model = self.model
-        if not chance and self._plain_textures:
-            return
-        model.tex_data[:] = self._original["tex_data"]
-        for i in range(model.ntex):
-            if rng.random() < chance and model.tex_type[i] != int(mujoco.mjtTexture.mjTEXTURE_SKYBOX):
-                height, width, channels = model.tex_height[i], model.tex_width[i], model.tex_nchannel[i]
-                pixels = _noise_texture(rng, height, width)[..., :channels]
-                model.tex_data[model.tex_adr[i] :][: pixels.size] = pixels.ravel()
-        self.renderer._gl_context.make_current()
-        for i in range(model.ntex):
-            mujoco.mjr_uploadTexture(model, self.renderer._mjr_context, i)
-        self._plain_textures = not chance
-
-    def _set_distractors(self, rng: np.random.Generator, most: int) -> None:
-        shown = rng.integers(0, most, endpoint=True)
-        for i in range(MAX_DISTRACTORS):
-            geom = self.model.geom(f"distractor{i}")
-            size, spin = rng.uniform(0.015, 0.045, 3), rng.uniform(0, np.pi)
-            height = size[1] if geom.type[0] == int(mujoco.mjtGeom.mjGEOM_CYLINDER) else size[2]
-            side = rng.choice([-1, 1])  # left or right, out of the expert's way
-            place = side * rng.uniform(0.32, 0.45), rng.uniform(0.40, 0.85), height
-            geom.size[:], geom.rbound[:] = size, np.linalg.norm(size)
-            geom.quat[:] = np.cos(spin), 0, 0, np.sin(spin)
-            geom.rgba[:3] = rng.uniform(0, 1, 3)
-            geom.pos[:] = place if i < shown else PARKED
-
 
 def _build_environment(task: str, config: RecordConfig):
     """The task's environment, with our cameras and parked distractors added to its scene before it is compiled.
@@ -449,10 +371,7 @@ def _build_environment(task: str, config: RecordConfig):
     def compile_scene(env):
         spec = mujoco.MjSpec.from_file(env.fullpath)
         sim_cameras.add_cameras(spec, config.view, config.more)
-        kinds = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_ELLIPSOID
-        for i in range(MAX_DISTRACTORS):  # seen, but without contact or mass
-            looks = {"type": kinds[i % 3], "size": [0.02] * 3, "pos": PARKED, "rgba": [1, 1, 1, 1]}
-            spec.worldbody.add_geom(name=f"distractor{i}", contype=0, conaffinity=0, mass=0, **looks)
+        add_distractors(spec)
         model = spec.compile()
         return model, mujoco.MjData(model)
 
@@ -477,15 +396,6 @@ def _open_renderer(model, size: int):
         return mujoco.Renderer(model, size, size)
     except Exception as error:  # each OpenGL fails in its own way
         raise InputError(f"{GL_HELP}; found MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {error}") from error
-
-
-def _noise_texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Two random colours blended by coarse noise, uint8 [height, width, 3]."""
-    coarse = rng.integers(0, 256, rng.integers(2, 12, 2), dtype=np.uint8)
-    smooth = rng.choice([Image.Resampling.NEAREST, Image.Resampling.BILINEAR])
-    blend = np.asarray(Image.fromarray(coarse).resize((width, height), int(smooth)))[..., None] / 255
-    first, second = rng.uniform(30, 255, (2, 3))
-    return np.clip(first * blend + second * (1 - blend) + rng.normal(0, 3, (height, width, 1)), 0, 255).astype(np.uint8)
 
 
 # ---------------------------------------------------------------------- on disk

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scripts import load_script
 
 from rgb2pc_lib.data.workspace import PROJECT
@@ -72,7 +73,7 @@ def test_live_equals_recorded_in_the_simulator(workspace):
     for time, action in enumerate(state["actions"]):
         if time in state["time"]:
             step = state["steps"][np.flatnonzero(state["time"] == time)[0]]
-            with sim.Image.open(frames / f"{step}.jpg") as stored:
+            with Image.open(frames / f"{step}.jpg") as stored:
                 np.testing.assert_array_equal(same(scene.look().image), np.asarray(stored))
         scene.act(action)
     scene.close()
