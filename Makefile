@@ -5,10 +5,11 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 EXPERTS := efficientnet xfeat daisy simdepth
+EPISODES ?= 88
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install features demo compact report figures test test-long lab docs gallery record proof-data teacher simdepth tables proof bench clean
+.PHONY: help install features demo compact report figures test test-long lab docs gallery record proof-data calibrated teacher simdepth tables proof bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  make \1\t/' | expand -t 18
@@ -56,7 +57,7 @@ report: features  ## one HTML page about the judged runs, for sharing: runs/repo
 	$(BIN)/python tools/report.py --notebook runs/report.ipynb
 
 figures: report  ## put what notebooks, report and `make tables` made last into figures/, which README and pages show
-	cp runs/figures/*.png runs/figures/*.json $(wildcard $(addprefix runs/loop/,*.png closed_loop.json films.json)) runs/report.ipynb figures/
+	cp runs/figures/*.png runs/figures/*.json $(wildcard $(addprefix runs/loop$(N)/,*.png closed_loop.json films.json)) runs/report.ipynb figures/
 	for judged in proof calibrated; do for kind in png json; do \
 		test ! -f runs/$$judged/judgement.$$kind || cp runs/$$judged/judgement.$$kind figures/$$judged.$$kind; done; done
 
@@ -86,7 +87,6 @@ bench: $(VENV)/core  ## benchmarks: ratios against their targets (a smaller run:
 record: $(VENV)/sim  ## record the sample's episodes anew, into data/cache/recorded
 	$(BIN)/python tools/record_sim.py --out data/cache/recorded
 
-EPISODES ?= 88
 proof-data: $(VENV)/sim  ## record and extract the episodes behind the tables (half an hour, 11 GB; a part of it: EPISODES=8)
 	$(BIN)/python tools/record_sim.py --out data/cache/proof --episodes $(EPISODES) --first_seed 5000 --randomise mostly
 	$(BIN)/python tools/extract_teacher.py --workspace data/proof.toml
@@ -104,15 +104,21 @@ simdepth: $(VENV)/sim  ## train the geometry expert anew on the same recordings,
 	$(OTHER_SEEDS)
 	$(BIN)/python tools/train_simdepth.py
 
-STUDENTS ?= --steps 1000 --set pooling=attention student_tokens=128
-tables: proof-data  ## the tables of "What works": students judged and settings compared on `make proof-data` (3 hours)
-	$(BIN)/python tools/ablate.py --workspace data/proof.toml --out runs/ablations --steps 800
-	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof $(STUDENTS)
+# how many steps, and where to: more episodes have folders of their own, as their students are others
+STEPS ?= 1000
+STUDENTS ?= --steps $(STEPS) --set pooling=attention student_tokens=128
+N := $(if $(filter-out 88,$(EPISODES)),-$(EPISODES))
+calibrated: proof-data
 	$(BIN)/python tools/extract_rays.py --workspace data/calibrated.toml
-	$(BIN)/python tools/judge.py --workspace data/calibrated.toml --out runs/calibrated $(STUDENTS) expert_drop=0
+	$(BIN)/python tools/judge.py --workspace data/calibrated.toml --out runs/calibrated$(N) $(STUDENTS) expert_drop=0
 
-LOOP := $(BIN)/python tools/proof.py $(if $(QUICK),--quick,$(STUDENTS)) $(LOOP_FLAGS)
-proof: $(if $(QUICK),features $(VENV)/sim,tables)  ## the closed loop: roll out policies on every representation (4 hours; QUICK=1: 5 minutes)
+tables: calibrated  ## the tables of "What works": students judged and settings compared on `make proof-data` (3 hours)
+	$(BIN)/python tools/ablate.py --workspace data/calibrated.toml --out runs/ablations$(N) --steps 800 --set pooling=attention expert_drop=0
+	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof$(N) $(STUDENTS)
+
+LOOP := $(BIN)/python tools/proof.py $(if $(QUICK),--quick,--workspace data/calibrated.toml --runs runs/calibrated$(N) \
+	--out runs/loop$(N) $(STUDENTS) expert_drop=0) $(LOOP_FLAGS)
+proof: $(if $(QUICK),features $(VENV)/sim,calibrated)  ## the closed loop: roll out policies on every representation (5 hours; EPISODES=264 STEPS=2500: the pages' first table; QUICK=1: 5 minutes)
 	$(LOOP)
 
 clean:  ## remove what was derived: caches, runs and the site

@@ -1,6 +1,6 @@
 """The closed loop: does a robot act as well on it? The same small policy on every representation, rolled out.
 
-    python tools/proof.py --workspace data/proof.toml --runs runs/proof
+    python tools/proof.py --workspace data/calibrated.toml --runs runs/calibrated
 
 Students that are missing in --runs are trained first, as tools/judge.py does. Every roll-out is a line in --out, so the
 same command goes on where it stopped; --rollouts asks for more. Prints and writes success, differences and the share
@@ -46,8 +46,9 @@ QUICK = {
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--workspace", type=Path, default=PROJECT / "data" / "proof.toml", help="TOML file")
-    p.add_argument("--runs", type=Path, default=RUNS / "proof", help="folder of the students (default: runs/proof)")
+    p.add_argument("--workspace", type=Path, default=PROJECT / "data" / "calibrated.toml", help="TOML file")
+    p.add_argument("--runs", type=Path, default=RUNS / "calibrated",
+                   help="folder of the students (default: runs/calibrated)")  # fmt: skip
     p.add_argument("--more", type=Path, nargs="+", default=[], metavar="DIR", help="further finished runs")
     p.add_argument("--compact", type=Path, nargs="+", default=[], metavar="FOLDER", help="compact students")
     p.add_argument("--finetune", type=Path, metavar="FOLDER",

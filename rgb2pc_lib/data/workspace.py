@@ -61,7 +61,7 @@ class Workspace:
     experts: dict[str, Path] = field(default_factory=dict)  # name -> root of that expert's packs
     rgb: Path | None = None  # step_0042.jpg | png
     clouds: Path | None = None  # step_0042.ply
-    state: Path | None = None  # <episode>.npz: low-dimensional state, for probes only
+    state: Path | None = None  # <task>/<episode>.npz: cameras, actions, what probes ask
     teacher_tag: str | None = None  # which `ulip_<tag>`, where a step has several
     name: str = "workspace"
     exclude: Exclusions = NOTHING  # episodes and steps left out on purpose

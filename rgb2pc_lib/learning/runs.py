@@ -82,7 +82,7 @@ class Config(Settings):
     vis_roots: dict[str, str] = option({}, "expert packs, NAME=FOLDER, several allowed")
     rgb_root: str = option("", "folder of RGB frames (places grids that crop; shown in notebooks)")
     camera_roots: dict[str, str] = option({}, "frames by camera, where experts are of several; the first is --rgb_root")
-    state_root: str = option("", "folder of low-dimensional state, for probes only")
+    state_root: str = option("", "folder of state files: what probes ask; training does not read it")
     cloud_root: str = option("", "folder of PLY clouds (shown in notebooks)")
     teacher_tag: str = option("", "which ulip_<tag> to use where a step has several")
     tasks: tuple[str, ...] = option((), "tasks to use; none named: all")

@@ -171,7 +171,7 @@ name = "{name}"
 # <task>/<episode>/step_0042.jpg (or .png)
 {rgb}
 {clouds}
-# <task>/<episode>.npz, read by the probes only
+# <task>/<episode>.npz: cameras, actions, what probes ask
 state = "state"
 # <task>/<episode>/step_0042.ply.ulip_<tag>.pt; written by tools/extract_teacher.py
 teacher = "teacher"
