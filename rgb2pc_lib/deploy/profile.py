@@ -20,6 +20,7 @@ from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.deploy.export import ThroughOnnx, onnx_devices
 from rgb2pc_lib.deploy.stream import Live, Stream
+from rgb2pc_lib.encoders.rays import SOMEWHERE
 from rgb2pc_lib.learning.prepare import pick_device
 from rgb2pc_lib.learning.runs import Run
 
@@ -99,7 +100,7 @@ def _measure(
     for n in range(_WARM + live.keeps + repeats):
         parts.clear()
         start = last = now()
-        stream(moments[n % len(frames)])
+        stream(moments[n % len(frames)], SOMEWHERE)
         end = now()
         rows.append({WHOLE: (end[0] - start[0], end[1] - start[1]), **parts})
     memory = torch.cuda.max_memory_allocated() / 2**20 if gpu and engine == "torch" else peak_memory() - before

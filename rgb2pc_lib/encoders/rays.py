@@ -78,6 +78,8 @@ class Camera(NamedTuple):
 
 
 Cameras = Sequence[Camera] | None  # one a frame, where they are calibrated
+# where the camera stands while it is measured what a look costs, which is the same anywhere
+SOMEWHERE = Camera(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), np.eye(4))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from rgb2pc_lib.deploy.export import ThroughOnnx
 from rgb2pc_lib.deploy.profile import peak_memory
 from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.encoders.extract import Frames, list_frames
+from rgb2pc_lib.encoders.rays import SOMEWHERE
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import Judgement, Questions, judge_features, judge_run
 from rgb2pc_lib.judging.rivals import components, pooled_blocks
@@ -182,7 +183,7 @@ def costs(runs: Mapping[str, Run | CompactRun], images: np.ndarray, repeats: int
     try:
         ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         for name, run in runs.items():
-            ways[name] = Embedder.from_run(run, "cpu")
+            ways[name] = partial(Embedder.from_run(run, "cpu"), cameras=[SOMEWHERE])
             if run.file("model.onnx").exists():
                 ways[f"{name}, ONNX"] = partial(at_once, ThroughOnnx(run.file("model.onnx"), threads))
         rows = {name: {COSTS[1]: ms} for name, ms in in_turns(ways, images, repeats).items()}
@@ -219,7 +220,7 @@ def _measure(folder: str, image: np.ndarray) -> dict[str, float]:
     torch.set_num_threads(1)
     before = peak_memory()
     embedder = Embedder.from_run(PROJECT / folder, "cpu")
-    embedder(image[None])
+    embedder(image[None], [SOMEWHERE])
     everything = gc.get_objects()
     parameters = {id(p): p.numel() for p in everything if issubclass(type(p), torch.nn.Parameter)}  # wakes no proxy
     return {COSTS[0]: sum(parameters.values()) / 1e6, COSTS[2]: peak_memory() - before}

@@ -211,22 +211,27 @@ def _by_episodes(measure: str, episodes: pd.DataFrame | None) -> bool:
 
 
 def _drawn(episodes: pd.DataFrame, measure: str, *models: str) -> tuple[list[float], list[np.ndarray]]:
-    """R2 of some models: as it is, and in every draw `[draws]` of seeds and of episodes, the same for all models."""
+    """R2 of some models: as it is, and in every draw `[draws]` of seeds and of episodes, the same for all models.
+
+    Each is measured against the spread of its own samples: those of windows are fewer than those of steps.
+    """
     name, _, look = measure.removeprefix("R2 ").partition(", ")
     rows = episodes[(episodes["probe"] == name) & (episodes["look"] == look if look else True)]
     means, draws, rng = [], [], np.random.default_rng(0)
-    around = rows.drop_duplicates("episode").set_index("episode")["around"].sort_index()
-    tasks = around.index.str.partition("/").get_level_values(0)
-    weights = np.zeros((_DRAWS, len(around)))
+    names = pd.Index(sorted(rows["episode"].unique()))
+    tasks = names.str.partition("/").get_level_values(0)
+    weights = np.zeros((_DRAWS, len(names)))
     for task in tasks.unique():
         of = np.flatnonzero(tasks == task)
         weights[:, of] = rng.multinomial(len(of), np.full(len(of), 1 / len(of)), size=_DRAWS)
     for model in models:
-        error = rows[rows["model"] == model].pivot(index="seed", columns="episode", values="error")[around.index]
+        own = rows[rows["model"] == model]
+        error, around = (own.pivot(index="seed", columns="episode", values=v)[names] for v in ("error", "around"))
         n = len(error)
         seeds = rng.multinomial(n, np.full(n, 1 / n), size=_DRAWS) / n
-        means.append(float(1 - error.sum(axis=1).mean() / around.sum()))
-        draws.append(1 - ((seeds @ error.to_numpy()) * weights).sum(1) / (weights @ around.to_numpy()))
+        means.append(float(1 - (error.sum(axis=1) / around.sum(axis=1)).mean()))
+        missed, spread = (((seeds @ x.to_numpy()) * weights).sum(1) for x in (error, around))
+        draws.append(1 - missed / spread)
     return means, draws
 
 

@@ -15,6 +15,7 @@ from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
 from rgb2pc_lib.deploy.export import export_onnx
 from rgb2pc_lib.deploy.profile import WHOLE, profile
+from rgb2pc_lib.encoders.rays import CHANNELS
 from rgb2pc_lib.learning.runs import Config, Run, build_student
 
 
@@ -50,9 +51,9 @@ def test_a_compact_student_through_torch_and_onnx(compact):
 
 
 def test_every_expert_has_its_share(tmp_path):
-    """VGGT, which sees windows, and CroCo, without a process of their own."""
+    """VGGT, which sees windows, CroCo, and a camera's rays, without a process of their own."""
     weights = {name: str(tiny_weights.save(name, tmp_path / name)) for name in ("vggt", "croco")}
-    run, channels = Run(tmp_path), {"vggt": 64, "croco": 32}
+    run, channels = Run(tmp_path), {"vggt": 64, "croco": 32, "rays": CHANNELS}
     run.file("config.json").write_text(Config(fuse_dim=8, vis_roots=dict.fromkeys(channels, "x")).to_json())
     run.save_student(build_student(run.config, channels, 4), channels, torch.zeros(4))
     seen = {"mean": 0, "most": 0, "told": True, "window": 3, "stride": 1, "causal": True}
@@ -61,7 +62,7 @@ def test_every_expert_has_its_share(tmp_path):
     frames = [np.zeros((16, 112, 3), np.uint8)]
     rows, _ = module._measure(str(tmp_path), "torch", "cpu", weights, frames, 3, 1)
     assert len(rows) == 3
-    assert told(module._table("torch, cpu", rows, 1.0), "torch, cpu") == ["vggt", "croco", "student"]
+    assert told(module._table("torch, cpu", rows, 1.0), "torch, cpu") == ["vggt", "croco", "rays", "student"]
 
 
 def test_the_tool_prints_it_or_says_what_is_missing(compact, tmp_path, monkeypatch, capsys):

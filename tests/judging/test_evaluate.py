@@ -293,6 +293,16 @@ def test_intervals_are_over_seeds_and_episodes():
     assert mean == pytest.approx(0.2) and low == 0 and high > 0.3
 
 
+def test_each_model_is_measured_against_the_spread_of_its_own_samples():
+    """Windows are fewer than steps: half of the samples, half of the errors, and the same R2."""
+    columns = ["model", "seed", "probe", "episode", "look", "error", "around"]
+    rows = [(m, s, "tcp", f"t/e{i}", "", 0.2 * (i + 1) * part, (i + 1) * part)
+            for m, part in (("steps", 1.0), ("windows", 0.5)) for s in (0, 1) for i in range(6)]  # fmt: skip
+    for one, other in (("windows", "steps"), ("steps", "windows")):
+        found = difference(pd.DataFrame(rows, columns=columns), "R2 tcp", one, other)
+        assert found == pytest.approx((0.0, 0.0, 0.0), abs=1e-12)
+
+
 @pytest.mark.parametrize("samples, features", [(60, 9), (30, 50)])
 def test_every_strength_of_ridge_is_that_of_scikit_learn(samples, features):
     rng = np.random.default_rng(0)

@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
+from rgb2pc_lib.encoders.rays import CHANNELS
 from rgb2pc_lib.judging.evaluate import Judgement
 from rgb2pc_lib.judging.ledger import (
     COSTS,
@@ -15,6 +19,7 @@ from rgb2pc_lib.judging.ledger import (
     expert_hops,
     in_words,
 )
+from rgb2pc_lib.learning.runs import Config, Run, build_student
 from rgb2pc_lib.views.compact import ledger_figure
 
 QUALITY = {
@@ -69,15 +74,22 @@ def test_the_figure_knows_who_is_who(table):
     assert "spatial tokens" in places.get_title() and [t.get_text() for t in places.get_xticklabels()] == ["tcp"]
 
 
-def test_costs_of_a_compact_student_and_its_file(tmp_path):
-
+def test_costs_of_a_compact_student_and_of_one_that_is_told_the_camera(tmp_path):
+    fused = Run(tmp_path / "fused")
+    fused.folder.mkdir()
+    config = Config(fuse_dim=8, vis_roots={"rays": "x"})
+    fused.file("config.json").write_text(config.to_json())
+    fused.save_student(build_student(config, {"rays": CHANNELS}, 4), {"rays": CHANNELS}, torch.zeros(4))
+    told = {"n_train": 1, "n_held_out": 1, "held-out": {}, "gates": {"rays": 1.0}}
+    fused.file("summary.json").write_text(json.dumps(told))
     run = CompactRun(tmp_path)
     network = Compact("resnet18", 32, 8)
     run.save_compact(network, "resnet18")
     run.file("config.json").write_text(CompactConfig(size=32).to_json())
     images = np.zeros((2, 40, 40, 3), np.uint8)
-    found = costs({"small": run}, images, repeats=2).set_index(["hop", "measure"])["value"]
+    found = costs({FUSED: fused, "small": run}, images, repeats=2).set_index(["hop", "measure"])["value"]
     assert found["small", COSTS[0]] == pytest.approx(sum(p.numel() for p in network.parameters()) / 1e6)
+    assert found[FUSED, COSTS[1]] > 0 and found[FUSED, COSTS[0]] < 0.1
     assert found["small", COSTS[1]] > 0 and 20 < found["small", COSTS[2]] < 2000  # 11 M floats are 45 MB
 
 
