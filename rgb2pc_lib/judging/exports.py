@@ -40,7 +40,7 @@ def judge_exports(run: CompactRun, opset: int = 20, repeats: int = 9, threads: i
     told = export_run(run, tuple(KINDS), opset)
     fused = Run.open(PROJECT / run.config.run)
     e, data, network = run.embeddings(), own_targets(fused), run.compact()
-    questions = Questions.about(data.keys, e["held_out"], fused.config.workspace.state)
+    questions = Questions.of(fused, fused.config.workspace.state)
     pixels, images = frame_cache(data.files, network.size), np.stack([read_image(file) for file in data.files[:4]])
     live = {kind: ThroughOnnx(run.file(name), threads) for kind, name in KINDS.items()}
     before = torch.get_num_threads()

@@ -1,6 +1,7 @@
 """Every kind of ONNX file of a compact student in one table, and the ledger of its spatial tokens: a whole tiny way."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ def runs(tmp_path_factory, left):
         for e in range(8):
             draw = np.random.default_rng([e, len(task)])
             state = {"tcp": draw.normal(size=(12, 3)), "object": draw.normal(size=(12, 3)), "frame": np.array("camera")}
-            state |= {"steps": np.array([f"step_{i:04d}" for i in range(12)]), "world_to_camera": np.eye(4)}
+            pose = np.eye(4)
+            pose[:3, 3] = draw.normal(size=3)  # a camera that stands elsewhere in every episode
+            state |= {"steps": np.array([f"step_{i:04d}" for i in range(12)]), "world_to_camera": pose}
             np.savez(root / "state" / task / f"ep_{e}.npz", **state)
     workspace = dataclasses.replace(left, rgb=tiny.write_frames(root / "rgb", left), state=root / "state")
     small = {"amp": "off", "eval_every": 0, "batch_size": 16}
@@ -34,6 +37,8 @@ def runs(tmp_path_factory, left):
         for module in (targets, frames):
             patch.setattr(module, "CACHE", root / "cache")
         list(train(config))
+        summary = json.loads((root / "run" / "summary.json").read_text()) | {"teacher_frame": "world"}
+        (root / "run" / "summary.json").write_text(json.dumps(summary))
         for name, spatial in (("both", True), ("plain", False)):
             list(train_compact(CompactConfig(**given, spatial=spatial, save_dir=str(root / name))))
         yield Run.open(root / "run"), CompactRun.open(root / "both"), CompactRun.open(root / "plain")
