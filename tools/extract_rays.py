@@ -24,9 +24,12 @@ def main(argv=None) -> int:
     p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     args = p.parse_args(argv)
     workspace = Workspace.load(args.workspace).excluding(args.exclude)
-    if NAME not in workspace.experts:
-        raise InputError(f"{args.workspace}: names no expert {NAME}; add a line {NAME} = FOLDER to [experts]")
-    out, faults = workspace.experts[NAME], Faults()
+    first = next(iter(workspace.cameras), "")  # whose place the state files tell
+    expert = f"{NAME}@{first}" if first else NAME
+    if expert not in workspace.experts:
+        line = f"{NAME}.{first}" if first else NAME
+        raise InputError(f"{args.workspace}: names no expert {expert}; add a line {line} = FOLDER to [experts]")
+    out, faults = workspace.experts[expert], Faults()
     written, kept = extract_rays(
         workspace.root("rgb"), workspace.root("state"), out, tasks=args.tasks, faults=faults, exclude=workspace.exclude
     )

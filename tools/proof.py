@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         every |= {f"tuned, from {start}": [Tuned(a.finetune, start == "compact")] for start in ("compact", "random")}
     first = source.demonstrations.keys.iloc[0]
     recorded = sim.config_of(workspace.root("state").parent, first["task"], first["episode"])
+    recorded["more"] = tuple(workspace.cameras)[1:]  # called as they are in the simulator
     recorded["frame"] = Teacher().frame or recorded["frame"]  # of live clouds, which the teacher alone sees
     scene = functools.partial(sim.Scene, config=sim.RecordConfig(**recorded))
     tasks = a.tasks or [*source.demonstrations.horizons]

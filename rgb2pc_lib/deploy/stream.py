@@ -75,7 +75,7 @@ class ThroughExperts:
     def __call__(
         self, pasts: Sequence[Sequence[Moment]], done: Done = _nobody, cameras: Cameras = None
     ) -> tuple[Tensor, Tensor | None]:
-        now, grids = _stacked([past[-1] for past in pasts]), {}
+        now, grids = stacked([past[-1] for past in pasts]), {}
         refuse_cameras(self.encoders, now)
         for name, encoder in self.encoders.items():
             if (frames := seen_by(name, now)) is None:  # its camera is missing
@@ -92,7 +92,7 @@ class ThroughExperts:
         return looked
 
 
-def _stacked(moments: Sequence[Moment]) -> Images:
+def stacked(moments: Sequence[Moment]) -> Images:
     """Moments of as many cameras and of the same sizes, in one batch."""
     first = moments[0]
     if isinstance(first, Mapping):

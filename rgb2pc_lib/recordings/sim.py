@@ -137,6 +137,7 @@ class Seen:
     image: np.ndarray  # uint8 [H, W, 3]
     cloud: Cloud | None
     state: dict[str, np.ndarray]  # of a state file, one step: tcp [3], object [3], goal [3], K, world_to_camera, ...
+    more: dict[str, np.ndarray] = field(default_factory=dict)  # further camera -> its image, likewise
 
 
 def task_name(name: str) -> str:
@@ -199,8 +200,8 @@ class Scene:
                 images.append(image)
                 clouds.append(cloud)
                 labels.append(self._labels(cloud))
-                for name in more:
-                    more[name].append(self._draw(sim_cameras.called(name)))
+                for name, seen in self._more().items():
+                    more[name].append(seen)
         K, world_to_camera = self.camera()
         state = {name: np.stack([row[name] for row in rows]) for name in rows[0]} | {
             "steps": np.array([f"step_{i:04d}" for i in range(len(kept))]),
@@ -243,7 +244,7 @@ class Scene:
         known = {"goal": np.asarray(self.env._target_pos, np.float32), "K": K, "world_to_camera": world_to_camera}
         state = self._state() | known
         image, points = self._observe() if cloud else (self._draw(), None)
-        return Seen(image, points, state)
+        return Seen(image, points, state, self._more())
 
     def act(self, action: np.ndarray) -> bool:
         """One control step with an action `[4]`, clipped to -1 to 1; whether Meta-World calls the task solved."""
@@ -317,6 +318,10 @@ class Scene:
         assert cloud.uv is not None  # all points here were pixels
         u, v = cloud.uv.astype(int).T
         return shown[v, u]
+
+    def _more(self) -> dict[str, np.ndarray]:
+        """Further camera -> what it sees."""
+        return {name: self._draw(sim_cameras.called(name)) for name in self.config.more}
 
     def _draw(self, camera: str = "view") -> np.ndarray:
         self.renderer.update_scene(self.data, camera=camera, scene_option=self.options)

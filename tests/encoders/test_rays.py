@@ -118,3 +118,8 @@ def test_the_command_on_the_sample(tmp_path, capsys):
     assert len(table) == 128
     with pytest.raises(InputError, match="names no expert rays; add a line rays = FOLDER"):
         tool.main(["--workspace", str(SAMPLE)])
+    mine.write_text(mine.read_text().replace("\nrgb =", "\nrgb.front =").replace("\nrays =", "\nrays.front ="))
+    assert tool.main(["--workspace", str(mine), "--tasks", "hammer"]) == 0
+    mine.write_text(mine.read_text().replace("rays.front", "daisy.front"))
+    with pytest.raises(InputError, match="names no expert rays@front; add a line rays.front = FOLDER"):
+        tool.main(["--workspace", str(mine)])

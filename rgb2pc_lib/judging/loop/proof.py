@@ -38,7 +38,7 @@ from rgb2pc_lib.judging.loop.representations import (
     read_features,
 )
 from rgb2pc_lib.judging.loop.rollouts import Outcome, append, open_table, read_table, roll_outs
-from rgb2pc_lib.judging.loop.scenes import LOOKS, Compression, OpenScene, Policy, Scene, own_state
+from rgb2pc_lib.judging.loop.scenes import LOOKS, OpenScene, Policy, Recorder, Scene, own_state
 from rgb2pc_lib.judging.loop.tuned import Tuned
 
 HEADS = {"mlp": train_head, "diffusion": train_diffusion_head}
@@ -92,7 +92,7 @@ class Stage:
     folder: Path
     settings: ProofSettings
     demonstrations: Demonstrations
-    compression: Compression
+    recorder: Recorder
     open_scene: OpenScene
 
 
@@ -146,7 +146,7 @@ def prove(
         _refuse_mixing(folder, settings, demonstrations, digests, set(table["representation"]))
         _remember(folder, settings, demonstrations, digests, line_up)
         units = plan(line_up, tasks, table, settings)
-        stage = Stage(folder, settings, demonstrations, source.compression, open_scene)
+        stage = Stage(folder, settings, demonstrations, source.recorder, open_scene)
         total, done = sum(len(u.wanted) for u in units), 0
         if not units:
             return
@@ -269,9 +269,9 @@ def _scenes(open_scene: OpenScene, task: str, number: int) -> list[Scene]:
 
 
 @functools.lru_cache(maxsize=4)
-def _live(representation: Representation, path: Path, compression: Compression):
+def _live(representation: Representation, path: Path, recorder: Recorder):
     fitted = read_features(path)
-    return fitted["x"], representation.live(fitted, compression)
+    return fitted["x"], representation.live(fitted, recorder)
 
 
 def _policy(unit: Unit, stage: Stage) -> Policy:
@@ -281,8 +281,8 @@ def _policy(unit: Unit, stage: Stage) -> Policy:
     fit, check = of_task & demonstrations.training, of_task & demonstrations.validation
     path = features_file(stage.folder / "features", unit.features)
     if isinstance(one, Tuned):
-        return one.policy(demonstrations, read_features(path), fit, unit.head, stage.compression)
-    x, live = _live(one, path, stage.compression)
+        return one.policy(demonstrations, read_features(path), fit, unit.head, stage.recorder)
+    x, live = _live(one, path, stage.recorder)
     known = np.concatenate([x, demonstrations.own], 1)
     told = known.shape[1] if isinstance(one, State) else demonstrations.own.shape[1]
     train = HEADS[stage.settings.head]

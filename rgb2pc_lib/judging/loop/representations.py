@@ -28,11 +28,11 @@ from rgb2pc_lib.deploy.compress import embed_pixels
 from rgb2pc_lib.deploy.embed import Embedder, live_tokens
 from rgb2pc_lib.deploy.frames import frame_cache
 from rgb2pc_lib.deploy.lookup import Encoder, open_encoder
-from rgb2pc_lib.deploy.stream import ThroughExperts
+from rgb2pc_lib.deploy.stream import ThroughExperts, stacked
 from rgb2pc_lib.encoders.clouds.extract_clouds import cloud_points, load_cloud_encoder
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
-from rgb2pc_lib.judging.loop.scenes import Compression, Seen, cameras_of
+from rgb2pc_lib.judging.loop.scenes import Recorder, Seen, cameras_of
 from rgb2pc_lib.judging.probes import from_states
 from rgb2pc_lib.judging.rivals import block_means, fit_components, pooled_blocks
 from rgb2pc_lib.learning.prepare import Data, pick_device
@@ -78,9 +78,9 @@ class Source:
         return hashlib.sha256(self.demonstrations.keys.to_csv(index=False).encode()).hexdigest()[:16]
 
     @cached_property
-    def compression(self) -> Compression:
+    def recorder(self) -> Recorder:
         """That of the recorded frames."""
-        return Compression.of(self.frames[0])
+        return Recorder.of(self.frames[0], self.config.workspace.cameras)
 
 
 class Representation(Hashable, Protocol):
@@ -94,7 +94,7 @@ class Representation(Hashable, Protocol):
     def features(self, source: Source) -> Fitted:
         """`x` `[n, d]` float32 of all demonstrations' steps, and what a live look needs besides."""
 
-    def live(self, fitted: Fitted, compression: Compression) -> Live:
+    def live(self, fitted: Fitted, recorder: Recorder) -> Live:
         """How the same is made of what is seen now; its networks are loaded here."""
 
 
@@ -137,7 +137,7 @@ class State:
     def _joined(self, parts, n):
         return np.nan_to_num(np.concatenate([*parts, np.zeros((n, 0))], 1)).astype(np.float32)
 
-    def live(self, fitted: Fitted, compression: Compression) -> Live:
+    def live(self, fitted: Fitted, recorder: Recorder) -> Live:
         def through(seen: Sequence[Seen]) -> np.ndarray:
             told = {k: np.stack([np.reshape(s.state[k], -1) for s in seen]) for k in self.names}
             return self._joined([self._misplaced(k, values) for k, values in told.items()], len(seen))
@@ -177,7 +177,7 @@ class Student:
             )
         return {"x": found["student"][[row[key] for key in source.steps]].astype(np.float32)}
 
-    def live(self, fitted: Fitted, compression: Compression) -> Live:
+    def live(self, fitted: Fitted, recorder: Recorder) -> Live:
         embedder = Embedder.from_run(self.folder)
         if embedder.together or embedder.live is None:
             raise InputError(
@@ -185,9 +185,10 @@ class Student:
                 "seldom for that; leave it out"
             )
         live = embedder.live
+        experts = list(live.encoders) if isinstance(live, ThroughExperts) else []
 
         def through(seen: Sequence[Seen]) -> np.ndarray:
-            found, _ = live([[compression(s.image)] for s in seen], cameras=cameras_of(seen))
+            found, _ = live([[recorder.moment(s, experts)] for s in seen], cameras=cameras_of(seen))
             return found.float().cpu().numpy()
 
         return through
@@ -229,7 +230,7 @@ class SpatialTokens:
                 rows.append(found.flatten(1).numpy())
         return _reduced(np.concatenate(rows), self.width, source) | {"at": at}
 
-    def live(self, fitted: Fitted, compression: Compression) -> Live:
+    def live(self, fitted: Fitted, recorder: Recorder) -> Live:
         run, on = Run.open(self.folder), pick_device("auto")
         student = run.student()[0].to(on)
         encoders = {name: _single(open_encoder(name, str(on))) for name in student.experts}
@@ -237,7 +238,7 @@ class SpatialTokens:
         live = ThroughExperts(student, encoders, {}, self.side, fitted["at"])
 
         def through(seen: Sequence[Seen]) -> np.ndarray:
-            _, found = live([[compression(s.image)] for s in seen], cameras=cameras_of(seen))
+            _, found = live([[recorder.moment(s, encoders)] for s in seen], cameras=cameras_of(seen))
             assert found is not None  # only a compact student has none
             return _reduce(found.flatten(1).cpu().numpy(), fitted)
 
@@ -266,13 +267,13 @@ class Pooled:
         at = lattice(source.data.samples.pairing.finest_grid)
         return ({"x": x.astype(np.float32)} if self.width is None else _reduced(x, self.width, source)) | {"at": at}
 
-    def live(self, fitted: Fitted, compression: Compression) -> Live:
+    def live(self, fitted: Fitted, recorder: Recorder) -> Live:
         on = pick_device("auto")
         encoders = {name: _single(open_encoder(name, str(on))) for name in self.experts}
         at = fitted["at"]
 
         def through(seen: Sequence[Seen]) -> np.ndarray:
-            frames = np.stack([compression(s.image) for s in seen])
+            frames = stacked([recorder.moment(s, encoders) for s in seen])
             tokens, present, _ = live_tokens(encoders, frames, at, cameras=cameras_of(seen))
             means = [
                 block_means(tokens[name], present[:, :, m : m + 1], at, self.side)
@@ -316,7 +317,7 @@ class Teacher:
         gatherer = Gatherer(samples, teacher_pooling=self.pooling)
         return {"x": gatherer.teacher_embeddings(samples.teacher_rows).astype(np.float32)}
 
-    def live(self, fitted: Fitted, compression: Compression) -> Live:
+    def live(self, fitted: Fitted, recorder: Recorder) -> Live:
         encoder = load_cloud_encoder(self.encoder, self.weights, str(pick_device("auto")))
 
         @torch.inference_mode()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,10 @@ from PIL import Image, JpegImagePlugin
 
 from rgb2pc_lib.data.clouds import Cloud
 from rgb2pc_lib.data.pictures import decode, encoded
+from rgb2pc_lib.data.workspace import camera_of
+from rgb2pc_lib.deploy.stream import Moment
 from rgb2pc_lib.encoders.rays import Camera
+from rgb2pc_lib.errors import InputError
 
 LOOKS = {"fixed": False, "random": True}  # whether camera, light, colours, textures and distractors are drawn anew
 
@@ -32,7 +35,10 @@ class Seen(Protocol):
     @property
     def state(self) -> dict[str, np.ndarray]: ...
 
-    # of one step: tcp [3], opening, object [3], goal [3], joint; K [3, 3] and world_to_camera [4, 4] if calibrated
+    @property
+    def more(self) -> Mapping[str, np.ndarray]: ...  # further camera -> its image, likewise
+
+    # state: of one step, tcp [3], opening, object [3], goal [3], joint; if calibrated K [3, 3], world_to_camera [4, 4]
 
 
 class Scene(Protocol):
@@ -52,22 +58,41 @@ Policy = Callable[[Sequence[Seen]], np.ndarray]  # B looks -> chunks of actions 
 
 
 @dataclass(frozen=True)
-class Compression:
-    """What recording does to an image: the same tables and subsampling as those of a recorded JPEG, or nothing."""
+class Recorder:
+    """What recording makes of a look: frames compressed with the tables and subsampling of recorded JPEGs, or as they
+    are; by camera where the workspace names its cameras.
+    """
 
     tables: tuple[tuple[int, ...], ...] | None = None
     subsampling: int = -1
+    cameras: tuple[str, ...] = ()  # the first is the scene's own, the others are called as the scene calls them
 
     @classmethod
-    def of(cls, path: Path) -> Compression:
-        """That of a recorded frame."""
+    def of(cls, path: Path, cameras: Iterable[str] = ()) -> Recorder:
+        """That of a recorded frame, and of a workspace's cameras."""
         with Image.open(path) as image:
             if not isinstance(image, JpegImagePlugin.JpegImageFile):
-                return cls()
+                return cls(cameras=tuple(cameras))
             tables = tuple(tuple(image.quantization[k]) for k in sorted(image.quantization))
-            return cls(tables, JpegImagePlugin.get_sampling(image))
+            return cls(tables, JpegImagePlugin.get_sampling(image), tuple(cameras))
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def moment(self, seen: Seen, experts: Iterable[str]) -> Moment:
+        """What experts see of a look: the frame, or those of their cameras by name.
+
+        Raises InputError for a camera that is not here.
+        """
+        wanted = {camera_of(expert) for expert in experts} - {""}
+        if not wanted:
+            return self.frame(seen.image)
+        if unknown := wanted - set(self.cameras):
+            raise InputError(
+                f"camera {', '.join(sorted(unknown))}: expected one of the workspace, which names "
+                f"{', '.join(self.cameras) or 'none'}; name it under [roots], as in rgb.{min(unknown)} = FOLDER"
+            )
+        images = {**seen.more, self.cameras[0]: seen.image}
+        return {name: self.frame(images[name]) for name in self.cameras if name in wanted}
+
+    def frame(self, image: np.ndarray) -> np.ndarray:
         """An image `[H, W, 3]` uint8 as it would be read from disk after recording."""
         if self.tables is None:
             return image

@@ -19,7 +19,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings, Scale, fit, mlp
 from rgb2pc_lib.judging.loop.representations import Fitted, Live, Source, weights_digest
-from rgb2pc_lib.judging.loop.scenes import Compression, Policy, Seen, own_state
+from rgb2pc_lib.judging.loop.scenes import Policy, Recorder, Seen, own_state
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Tuned:
             "start": np.array(self.made_from(source)),
         }
 
-    def live(self, fitted: Fitted, compression: Compression) -> Live:
+    def live(self, fitted: Fitted, recorder: Recorder) -> Live:
         raise InputError("a network that is tuned with its policy has no features of its own; judge it by roll-outs")
 
     def policy(
-        self, demonstrations: Demonstrations, fitted: Fitted, rows: np.ndarray, seed: int, compression: Compression
+        self, demonstrations: Demonstrations, fitted: Fitted, rows: np.ndarray, seed: int, recorder: Recorder
     ) -> Policy:
         """The network and an MLP on it, trained on the steps `rows` `[n]` (bool), every draw from the seed."""
         run = CompactRun.open(self.folder)
@@ -85,7 +85,7 @@ class Tuned:
 
         @torch.no_grad()
         def policy(seen: Sequence[Seen]) -> np.ndarray:
-            images = np.stack([resized(compression(s.image), network.size) for s in seen])
+            images = np.stack([resized(recorder.frame(s.image), network.size) for s in seen])
             known = torch.from_numpy(own(own_state(seen)))
             found = both_parts(torch.from_numpy(images), known).numpy()
             return told.back(found).reshape(len(seen), *actions.shape[1:])

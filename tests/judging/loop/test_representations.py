@@ -22,7 +22,7 @@ from rgb2pc_lib.judging.loop.representations import (
     prepare,
     read_features,
 )
-from rgb2pc_lib.judging.loop.scenes import Compression, cameras_of, own_state
+from rgb2pc_lib.judging.loop.scenes import Recorder, cameras_of, own_state
 from rgb2pc_lib.learning.prepare import Data
 
 
@@ -90,7 +90,7 @@ def test_live_equals_recorded(recorded, compact, name, episode, tmp_path):
     prepare(name, one, recorded, tmp_path)
     fitted = read_features(features_file(tmp_path, name))
     seen, rows = replayed(recorded, episode)
-    live, stored = one.live(fitted, recorded.compression)(seen), fitted["x"][rows]
+    live, stored = one.live(fitted, recorded.recorder)(seen), fitted["x"][rows]
     assert live.shape == stored.shape == (len(rows), fitted["x"].shape[1]) and live.dtype == np.float32
     spread = fitted["x"].std(0).mean() if fitted["x"].size else 1.0
     np.testing.assert_allclose(live, stored, atol=0.02 * spread)  # packs and teacher files hold 16 bits
@@ -106,7 +106,7 @@ def test_a_calibrated_camera_is_told_live(calibrated, kind, tmp_path):
     prepare(kind, one, calibrated, tmp_path)
     fitted = read_features(features_file(tmp_path, kind))
     seen, rows = replayed(calibrated, 3)
-    live = one.live(fitted, calibrated.compression)
+    live = one.live(fitted, calibrated.recorder)
     spread = fitted["x"].std(0).mean()
     np.testing.assert_allclose(live(seen), fitted["x"][rows], atol=0.02 * spread)
     other = [dataclasses.replace(s, state=s.state | {"world_to_camera": np.eye(4)}) for s in seen]
@@ -144,9 +144,19 @@ def test_without_the_recordings_compression_frames_differ(recorded):
     seen, rows = replayed(recorded)
     frames = [toy.Image.open(recorded.frames[row]) for row in rows]
     for one, frame in zip(seen, frames, strict=True):
-        np.testing.assert_array_equal(recorded.compression(one.image), np.asarray(frame))
-    assert Compression()(seen[0].image) is seen[0].image
+        np.testing.assert_array_equal(recorded.recorder.frame(one.image), np.asarray(frame))
+    assert Recorder().frame(seen[0].image) is seen[0].image
     assert any(np.any(one.image != np.asarray(frame)) for one, frame in zip(seen, frames, strict=True))
+
+
+def test_cameras_are_given_by_name_and_one_that_is_not_there_is_refused():
+    front, wrist = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4, 3), np.uint8)
+    seen, both = toy.Glance(front, None, {}, {"wrist": wrist}), Recorder(cameras=("front", "wrist"))
+    assert both.moment(seen, ["daisy@wrist"])["wrist"] is wrist and both.moment(seen, ["daisy"]) is front
+    assert list(both.moment(seen, ["daisy@wrist", "rays@front"])) == ["front", "wrist"]
+    for recorder, found in ((both, "front, wrist"), (Recorder(), "none")):
+        with pytest.raises(InputError, match=f"camera head: expected one .* names {found}; name it .* rgb.head"):
+            recorder.moment(seen, ["daisy@head"])
 
 
 def test_features_are_made_once_and_again_when_their_source_changes(recorded, tmp_path):
@@ -191,6 +201,6 @@ def test_an_object_is_misplaced_by_as_much_as_is_said_and_nothing_else_is():
     told = {"object": rng.uniform(-0.3, 0.3, (2000, 3)), "goal": rng.uniform(-0.3, 0.3, (2000, 3))}
     exact, off = State(("object", "goal")), State(("object", "goal"), 0.02)
     looks = [toy.Glance(None, None, {k: v[i] for k, v in told.items()}) for i in range(2000)]
-    error = off.live({}, Compression())(looks) - exact.live({}, Compression())(looks)
+    error = off.live({}, Recorder())(looks) - exact.live({}, Recorder())(looks)
     assert np.abs(error[:, 3:]).max() == 0 and np.abs(error[:, :3].std(0) - 0.02).max() < 0.002
     assert np.abs(error[:, :3].mean(0)).max() < 0.002

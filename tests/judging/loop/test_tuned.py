@@ -20,7 +20,7 @@ def test_tuned_with_its_policy(recorded, tmp_path):
         one = Tuned(settings.folder, pretrained, steps=6)
         digests.add(prepare("tuned", one, recorded, tmp_path))
         fitted = read_features(features_file(tmp_path, "tuned"))
-        policy = one.policy(demonstrations, fitted, demonstrations.training, 0, recorded.compression)
+        policy = one.policy(demonstrations, fitted, demonstrations.training, 0, recorded.recorder)
         table = toy.Table("reach")
         table.begin(9000, False)
         seen = [table.look(False)]
@@ -28,6 +28,6 @@ def test_tuned_with_its_policy(recorded, tmp_path):
         assert found.shape == (1, 5, 4) and np.isfinite(found).all() and own_state(seen).shape == (1, 4)
         spread = action_spread(demonstrations.actions)
         assert action_error(found, np.repeat(toy.expert(table)[None, None], 5, 1), spread).mean() < 3
-    again = one.policy(demonstrations, fitted, demonstrations.training, 0, recorded.compression)
+    again = one.policy(demonstrations, fitted, demonstrations.training, 0, recorded.recorder)
     np.testing.assert_array_equal(again(seen), found)
     assert len(digests) == 2

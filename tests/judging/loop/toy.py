@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ class Glance:
     image: np.ndarray
     cloud: Cloud | None
     state: dict
+    more: dict = field(default_factory=dict)
 
 
 @dataclass
