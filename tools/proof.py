@@ -147,6 +147,8 @@ def report(out: Path, runs: Path) -> None:
     }
     if (runs / "judgement.csv").exists():
         tables["foretold"] = verdict.foretold(table, pd.read_csv(runs / "judgement.csv"))
+    for said in verdict.scenes_left_out(table):
+        print(said)
     for name, one in tables.items():
         one.to_csv(out / f"{name}.csv", index=False)
         if name != "cells" and len(one):

@@ -30,6 +30,8 @@ def success_figure(cells: pd.DataFrame) -> Figure:
         some = cells[cells["look"] == look]
         for i, name in enumerate(names):
             of = some[some["representation"] == name]
+            if of.empty:  # it was rolled out with the other look
+                continue
             axes.barh(i, of["success"].mean(), color=_colour(name, experts), alpha=0.55)
             shift = np.linspace(-0.28, 0.28, len(of)) if len(of) > 1 else [0.0]
             for x, y, task in zip(of["success"], i + np.array(shift), of["task"], strict=True):

@@ -92,6 +92,20 @@ class Drawn:
         return float(figure(self.mean)), float(low), float(high)
 
 
+def scenes_left_out(table: pd.DataFrame) -> list[str]:
+    """A sentence for each look in which not every representation met all scenes: what the other tables are over."""
+    lines = []
+    for look, some in table.groupby("look", sort=False):
+        met = some.pivot(index=["task", "seed"], columns="representation", values="success").notna()
+        if not (whole := met.all(axis=1)).all():
+            fewest = met.sum().idxmin()
+            lines.append(
+                f"{look} look: representations are compared on the {whole.sum()} of {len(met)} scenes that all of them "
+                f"met; {fewest} met {met[fewest].sum()}. Roll it out in the others, or give it a folder of its own."
+            )
+    return lines
+
+
 def success_table(table: pd.DataFrame) -> pd.DataFrame:
     """Every representation over tasks. Columns: look, representation, success, low, high, roll-outs."""
     lines = []

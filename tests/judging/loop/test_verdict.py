@@ -37,6 +37,15 @@ def test_success_and_its_interval():
     assert few["high"] - few["low"] > many["high"] - many["low"]
 
 
+def test_scenes_that_not_everybody_met_are_told():
+    whole = rolled(tasks=2, n=9, looks=("fixed", "random"))
+    assert verdict.scenes_left_out(whole) == []
+    some = whole[~((whole["representation"] == "moe") & (whole["look"] == "random") & (whole["task"] == "task1"))]
+    (said,) = verdict.scenes_left_out(some)
+    assert said.startswith("random look") and "the 9 of 18 scenes" in said and "moe met 9." in said
+    assert set(verdict.success_table(some).set_index("look").loc["random", "roll-outs"]) == {9}
+
+
 def test_a_task_counts_as_much_as_another_however_often_it_was_rolled_out():
     table = rolled({"a": 1.0}, tasks=2, n=10)
     table.loc[table["task"] == "task1", "success"] = False
