@@ -27,7 +27,7 @@ def main(argv=None) -> int:
     first = next(iter(workspace.cameras), "")  # whose place the state files tell
     expert = f"{NAME}@{first}" if first else NAME
     if expert not in workspace.experts:
-        line = f"{NAME}.{first}" if first else NAME
+        line = expert.replace("@", ".")
         raise InputError(f"{args.workspace}: names no expert {expert}; add a line {line} = FOLDER to [experts]")
     out, faults = workspace.experts[expert], Faults()
     written, kept = extract_rays(

@@ -38,7 +38,7 @@ class Drawn:
         """
         some = table[table["look"] == look]
         names = list(dict.fromkeys(some["representation"]))
-        met = some.pivot(index=["task", "seed"], columns="representation", values="success")
+        met = _by_scene(some)
         met = met[names].dropna() if len(met) else met
         if met.empty:
             expected = f"scenes of the {look} look that every representation met"
@@ -92,11 +92,16 @@ class Drawn:
         return float(figure(self.mean)), float(low), float(high)
 
 
+def _by_scene(some: pd.DataFrame) -> pd.DataFrame:
+    """Success in each scene of one look, a column a representation; NaN where it did not meet it."""
+    return some.pivot(index=["task", "seed"], columns="representation", values="success")
+
+
 def scenes_left_out(table: pd.DataFrame) -> list[str]:
     """A sentence for each look in which not every representation met all scenes: what the other tables are over."""
     lines = []
     for look, some in table.groupby("look", sort=False):
-        met = some.pivot(index=["task", "seed"], columns="representation", values="success").notna()
+        met = _by_scene(some).notna()
         if not (whole := met.all(axis=1)).all():
             fewest = met.sum().idxmin()
             lines.append(
