@@ -29,7 +29,7 @@ $(VENV)/tests: $(VENV)/core
 	@touch $@
 
 $(VENV)/sim: $(VENV)/core
-	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,sim]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[encoders,sim,loop]'
 	@touch $@
 
 install: $(VENV)/core  ## the project and its expert encoders, into .venv

@@ -4,7 +4,7 @@
 
 The state files must hold actions: `action` of every step (LeRobot), or `qpos`, whose next values are taken for the
 action (RoboTwin's joints), or `actions` of the whole episode (the simulator). The same small policy head is trained on
-every representation's training episodes and judged on held-out ones; the split is that of the first run. Runs that
+every representation's training episodes and judged on held-out ones, which must be the same for all runs. Runs that
 differ only in their seed share a line. Prints one table and writes it as CSV.
 """
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         workspace = Workspace.load(a.workspace)
         runs = [Run.open(folder) for folder in a.runs]
         config = runs[0].config.with_workspace(workspace)
-        data = Data.open(config)
+        data = Data.open(config).demonstrated(config.train_only)
         source = Source(config, data, Demonstrations.of(data, workspace.root("state"), a.chunk))
         features = recorded_features(runs, source)
         against = a.against or next(iter(config.vis_roots))
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         for part in held_out_errors(features, source.demonstrations, a.heads, HeadSettings(steps=a.head_steps)):
             print(f"{part['representation'][0]}: {part['error'].mean():.3f}", flush=True)
             parts.append(part)
-    except InputError as e:
+    except (InputError, OSError) as e:
         print(f"judge_actions: {e}", file=sys.stderr)
         return 2
     table = error_table(pd.concat(parts, ignore_index=True), against)

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     a = p.parse_args(argv)
     try:
         table = judge([Run.open(folder) for folder in a.runs], a.look)
-    except InputError as e:
+    except (InputError, OSError) as e:
         print(f"judge_untouched: {e}", file=sys.stderr)
         return 2
     names = list(table.columns[3:])
@@ -53,10 +53,15 @@ def judge(runs: list[Run], look: str | None = None) -> pd.DataFrame:
             raise InputError(
                 f"{run.folder}: expected the steps and the split of {runs[0].folder}, found others; judge it alone"
             )
+        if run.name in found:
+            raise InputError(f"{run.folder}: expected folders of other names, found two of {run.name}; rename one")
         found[run.name] = this["student"]
     places, score = untouched_places(root, keys, runs[0].summary["teacher_frame"]), first["held_out"].copy()
     if look:
-        score &= places.get("randomised", np.zeros(len(keys), bool)) == LOOKS[f"{look} look"]
+        if "randomised" not in places:
+            raise InputError(f"--look {look}: expected state files that say whether a look is randomised, found some "
+                             "that do not; leave it out")  # fmt: skip
+        score &= places["randomised"] == LOOKS[f"{look} look"]
     return untouched_errors(found, places, keys, ~first["held_out"], score)
 
 

@@ -24,11 +24,11 @@ from rgb2pc_lib.command_line import run_resumable
 from rgb2pc_lib.data.workspace import PROJECT, RUNS, SAMPLE
 from rgb2pc_lib.judging.loop import verdict
 from rgb2pc_lib.judging.loop.compared import line_up as representations
-from rgb2pc_lib.judging.loop.compared import named_runs
+from rgb2pc_lib.judging.loop.compared import merged, named_runs
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings
-from rgb2pc_lib.judging.loop.proof import HEADS, ProofSettings, prove, read_proof
-from rgb2pc_lib.judging.loop.representations import Representation, Source, Teacher
+from rgb2pc_lib.judging.loop.proof import HEADS, ProofSettings, prove, read_proof, refuse
+from rgb2pc_lib.judging.loop.representations import Representation, Source, SpatialTokens, Student, Teacher
 from rgb2pc_lib.judging.loop.scenes import LOOKS
 from rgb2pc_lib.judging.loop.tuned import Tuned
 from rgb2pc_lib.learning.prepare import Data
@@ -74,16 +74,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def needed(rows: list[tuple[str, Config]], only: list[str] | None) -> list[tuple[str, Config]]:
-    """The students that are asked for; at least one, whose data the others share."""
-    some = [r for r in rows if not only or any(name == r[0] or name.startswith(f"{r[0]}, ") for name in only)]
-    return some or rows[:1]
-
-
-def chosen(found: dict[str, list[Representation]], only: list[str] | None) -> dict[str, list[Representation]]:
-    if unknown := [name for name in only or () if name not in found]:
+def chosen(a: argparse.Namespace, rows: list[tuple[str, Config]], config: Config) -> dict[str, list[Representation]]:
+    """The representations that are asked for. Their students may still be untrained."""
+    tuned = {f"tuned, from {start}": Tuned(a.finetune, start == "compact") for start in ("compact", "random")}
+    found = merged(
+        representations(rows, config, a.compact),
+        named_runs([Run.open(folder) for folder in a.more]),
+        {name: [one] for name, one in tuned.items() if a.finetune},
+    )
+    if unknown := [name for name in a.only or () if name not in found]:
         raise InputError(f"--only: expected names among {'; '.join(found)}; found {', '.join(unknown)}")
-    return {name: variants for name, variants in found.items() if not only or name in only}
+    return {name: variants for name, variants in found.items() if not a.only or name in a.only}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -103,20 +104,19 @@ def main(argv: list[str] | None = None) -> None:
     workspace = Workspace.load(a.workspace)
     config = judged_config(workspace, a.steps).with_settings(a.set)
     rows = line_up(config, a.seeds, a.runs)
-    students = needed(rows, a.only)
-    train_missing(students)
-    data = Data.open(config)
+    wanted = chosen(a, rows, config)
+    data = Data.open(config).demonstrated(config.train_only)
     source = Source(config, data, Demonstrations.of(data, workspace.root("state")))
-    every = representations(students, a.compact) | named_runs([Run.open(folder) for folder in a.more])
-    if a.finetune:
-        every |= {f"tuned, from {start}": [Tuned(a.finetune, start == "compact")] for start in ("compact", "random")}
+    tasks = a.tasks or [*source.demonstrations.horizons]
+    refuse(source.demonstrations, tasks, settings)
+    asked = [one for variants in wanted.values() for one in variants if isinstance(one, Student | SpatialTokens)]
+    train_missing([row for row in rows if row[1].folder in [one.folder for one in asked]])
     first = source.demonstrations.keys.iloc[0]
     recorded = sim.config_of(workspace.root("state").parent, first["task"], first["episode"])
     recorded["more"] = tuple(workspace.cameras)[1:]  # called as they are in the simulator
     recorded["frame"] = Teacher().frame or recorded["frame"]  # of live clouds, which the teacher alone sees
     scene = functools.partial(sim.Scene, config=sim.RecordConfig(**recorded))
-    tasks = a.tasks or [*source.demonstrations.horizons]
-    follow(prove(chosen(every, a.only), source, scene, a.out, tasks, settings))
+    follow(prove(wanted, source, scene, a.out, tasks, settings))
     report(a.out, a.runs)
 
 
@@ -155,7 +155,7 @@ def report(out: Path, runs: Path) -> None:
             print(f"\n{name}, intervals of 95 % over tasks, head seeds and roll-outs:\n")
             print(one.to_string(index=False, float_format=lambda v: f"{v:.2f}", na_rep="-"))
     made = {"out": os.path.relpath(out), "roll_outs": len(table)}
-    print(f"\nfigure: {os.path.relpath(save_figure(success_figure(tables['cells']), 'closed_loop', out, **made))}")
+    print(f"\nfigure: {os.path.relpath(save_figure(success_figure(table), 'closed_loop', out, **made))}")
 
 
 if __name__ == "__main__":

@@ -123,15 +123,12 @@ def probe_samples(features: np.ndarray, targets: dict, keys: pd.DataFrame, held_
     With several tasks also "task right". Episodes and errors are all that `scores` and intervals need.
     """
     fit, score = ~held_out, held_out
-    scaler = StandardScaler().fit(features[fit])
-    x = scaler.transform(features).astype(np.float64)
-    x[:, scaler.var_ < _LEAST**2 * scaler.var_.max()] = 0  # nothing was learned of it
     groups = (keys["task"] + "/" + keys["episode"]).to_numpy()
     names = list(targets)
     y = np.concatenate([targets[k] for k in names], 1)
     columns = np.repeat(np.arange(len(names)), [targets[k].shape[1] for k in names])
     mean, scale = y[fit].mean(0), y[fit].std(0) + 1e-9
-    predicted = _ridge(x[fit], (y[fit] - mean) / scale, groups[fit], columns, x[score]) * scale + mean
+    predicted = ridge(features[fit], (y[fit] - mean) / scale, groups[fit], features[score], columns) * scale + mean
     task = keys["task"].to_numpy()[score]
     around = y[score] - pd.DataFrame(y[score]).groupby(task).transform("mean").to_numpy()
     out = {"episode": groups[score]}
@@ -159,14 +156,30 @@ def scores(samples: pd.DataFrame) -> dict[str, float]:
     return out
 
 
-def _ridge(x, y, groups, columns, x_new) -> np.ndarray:
-    """Ridge with one strength per target (a target may span several columns), by 4-fold group cross-validation."""
+def ridge(
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_new: np.ndarray, columns: np.ndarray | None = None
+) -> np.ndarray:
+    """Ridge regression of targets `[n, t]` on standardised features `[n, d]`, told of new ones `[m, d]`: `[m, t]`.
+
+    Its strength is chosen by 4-fold cross-validation over groups `[n]` (neighbouring steps tell each other) by the sum
+    of squared errors: once for all columns of the targets, or for each target that `columns` `[t]` numbers.
+
+    >>> x = np.linspace(-1, 1, 40)[:, None]
+    >>> ridge(x, 3 * x + 1, np.arange(40) // 4, np.array([[0.5]])).round(1)
+    array([[2.5]])
+    """
+    columns = np.zeros(y.shape[1], int) if columns is None else columns
+    scaler = StandardScaler().fit(x)
+    x, x_new = (scaler.transform(some).astype(np.float64) for some in (x, x_new))
+    for some in (x, x_new):
+        some[:, scaler.var_ < _LEAST**2 * scaler.var_.max()] = 0  # nothing was learned of it
     errors = np.zeros((len(_ALPHAS), y.shape[1]))
     for a, b in GroupKFold(min(4, len(set(groups)))).split(x, groups=groups):
         errors += ((_predicted(x[a], y[a], x[b]) - y[b]) ** 2).sum(1)
     total = np.stack([errors[:, columns == c].sum(1) for c in range(columns.max() + 1)], 1)  # [alphas, targets]
     best = total.argmin(0)[columns]
-    return _predicted(x, y, x_new)[best, :, np.arange(y.shape[1])].T
+    told: np.ndarray = _predicted(x, y, x_new)[best, :, np.arange(y.shape[1])].T
+    return told
 
 
 def _predicted(x, y, x_new) -> np.ndarray:

@@ -11,13 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from rgb2pc_lib.data.states import moved, poses
+from rgb2pc_lib.data.states import moved, poses, state_file
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.probes import from_states, own_of, read_answers
+from rgb2pc_lib.judging.probes import from_states, own_of, read_answers, ridge
 
 MOVED = 0.01  # m: an object that is farther from where it was at first has been moved
 _VARIES = 0.01  # m: places that vary less, standard deviation along every axis, need not be seen
@@ -29,7 +26,7 @@ def untouched_places(root: Path, keys: pd.DataFrame, frame: str | None = None) -
 
     Also `randomised` `[n]` bool, the episode's look, where it is recorded of all. Places are in the frame in which the
     teacher sees, as those of `load_answers`; `own` is what the robot knows of itself. Raises InputError where
-    states lack object, tcp or opening, or where the camera's place is not known.
+    states lack object, tcp or opening or hold values that are not finite, or where the camera's place is not known.
     """
     found = from_states(root, keys, lambda *state: read_answers(frame, *state) | _ahead(frame, *state))
     own = own_of(found)
@@ -39,7 +36,15 @@ def untouched_places(root: Path, keys: pd.DataFrame, frame: str | None = None) -
             f"{root}: expected object, tcp and opening in every episode's file, found none that give "
             f"{', '.join(missing)}; add them"
         )
-    return {k: found[k] for k in ("object", "goal", "untouched", "randomised") if k in found} | {"own": own}
+    places = {k: found[k] for k in ("object", "goal", "untouched", "randomised") if k in found} | {"own": own}
+    for name in ("object", "goal", "own"):
+        if name in places and not (fine := np.isfinite(places[name]).all(1)).all():
+            bad = keys.loc[~fine].iloc[0]
+            raise InputError(
+                f"{state_file(root, bad['task'], bad['episode'])}: expected finite places, found others from "
+                f"{bad['step']} on; exclude the episode"
+            )
+    return places
 
 
 def _ahead(frame, state, rows, path) -> dict[str, np.ndarray]:
@@ -64,8 +69,9 @@ def untouched_errors(
     `places` of `untouched_places`; `fit` and `score` `[n]` bool. A ridge regression of a task reads the representation
     beside the robot's own, both on steps of `fit`, with its strength from cross-validation. Left out are places that do
     not vary (see `_VARIES`), a goal that is the object's place, and tasks with few such steps.
-    Columns: task, place, steps (that are scored), then the representations.
+    Columns: task, place, steps (that are scored), then the representations. Raises InputError where nothing is left.
     """
+    groups = (keys["task"] + "/" + keys["episode"]).to_numpy()
     lines = []
     for task in keys["task"].unique():
         of = (keys["task"] == task).to_numpy() & places["untouched"]
@@ -78,11 +84,15 @@ def untouched_errors(
         for place, wanted in told.items():
             row: dict[str, object] = {"task": task, "place": place, "steps": int(b.sum())}
             for name, x in representations.items():
-                seen = np.concatenate([x, places["own"]], 1).astype(np.float64)
-                reader = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13)))
-                found = reader.fit(seen[a], wanted[a]).predict(seen[b])
+                seen = np.concatenate([x, places["own"]], 1)
+                found = ridge(seen[a], wanted[a], groups[a], seen[b])
                 row[name] = 100 * float(np.median(np.linalg.norm(found - wanted[b], axis=1)))
             lines.append(row)
+    if not lines:
+        raise InputError(
+            f"expected a task with {_FEW} untouched steps on each side of the split and a place that varies from "
+            "episode to episode, found none; record more episodes, or ask without a look"
+        )
     return pd.DataFrame(lines, columns=["task", "place", "steps", *representations])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rgb2pc_lib.data.pairing import Pairing, Samples, pair, readable, select, split
+from rgb2pc_lib.data.pairing import Pairing, Samples, matching, pair, readable, select, split
 from rgb2pc_lib.data.sampling import Batch, Gatherer, Planner
 from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning import alignment, objective, ranks
@@ -56,6 +56,17 @@ class Data:
         keys = samples.keys()
         found = split(keys, config.split_by, config.held_out, config.split_seed, config.validation, config.train_only)
         return cls(samples, _some_episodes(found[0], keys, config.train_episodes, config.split_seed), *found[1:])
+
+    def demonstrated(self, train_only: Sequence[str]) -> Data:
+        """The same without episodes that are for training alone: they need neither labels nor actions.
+
+        >>> len(data.demonstrated(["*/more_*"]).samples), len(data.samples)  # doctest: +SKIP
+        (48, 96)
+        """
+        kept = ~matching(self.samples.keys(), train_only)
+        number = np.cumsum(kept) - 1
+        sides = (number[side[kept[side]]] for side in (self.training, self.validation, self.held_out))
+        return Data(self.samples.take(np.flatnonzero(kept)), *sides)
 
     @property
     def curve(self) -> np.ndarray:

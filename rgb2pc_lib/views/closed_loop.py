@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rgb2pc_lib.judging.loop import verdict
 from rgb2pc_lib.judging.loop.proof import film_file
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION
 from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER
@@ -16,11 +17,13 @@ from rgb2pc_lib.views.look import ALARM, plain
 from rgb2pc_lib.views.plots import colour, mark, task_colours
 
 
-def success_figure(cells: pd.DataFrame) -> Figure:
-    """Success of every representation, a panel a look: its mean over tasks as a bar, every task as a dot.
+def success_figure(table: pd.DataFrame) -> Figure:
+    """Success of every representation, a panel a look: its mean over tasks as a bar with its interval, tasks as dots.
 
-    `cells` is the table of `verdict.cells`.
+    `table` is that of the roll-outs, as `read_proof` gives it. Bars are over the scenes that all representations met,
+    as `verdict.success_table`; dots are over all that each met.
     """
+    cells, means = verdict.cells(table), verdict.success_table(table).set_index(["look", "representation"])
     looks = list(dict.fromkeys(cells["look"]))
     names, tasks = list(dict.fromkeys(cells["representation"])), list(dict.fromkeys(cells["task"]))
     experts = [n.removesuffix(" only") for n in names if n.endswith(" only")]
@@ -32,13 +35,15 @@ def success_figure(cells: pd.DataFrame) -> Figure:
             of = some[some["representation"] == name]
             if of.empty:  # it was rolled out with the other look
                 continue
-            axes.barh(i, of["success"].mean(), color=_colour(name, experts), alpha=0.55)
+            mean = means.loc[(look, name)]
+            axes.barh(i, mean["success"], color=_colour(name, experts), alpha=0.55)
+            axes.plot([mean["low"], mean["high"]], [i, i], color="0.35", lw=1)
             shift = np.linspace(-0.28, 0.28, len(of)) if len(of) > 1 else [0.0]
             for x, y, task in zip(of["success"], i + np.array(shift), of["task"], strict=True):
                 axes.plot(x, y, mark(task, tasks), ms=4, color=tints[task], zorder=3)
         least, most = some["roll-outs"].min(), some["roll-outs"].max()
         n = f"{least}" if least == most else f"{least} to {most}"
-        axes.set(xlim=(-0.02, 1.02), xlabel="success (bar: mean over tasks)")
+        axes.set(xlim=(-0.02, 1.02), xlabel="success (bar: mean over tasks, line: its 95 % interval)")
         axes.set_title(f"{look} look, {n} roll-outs a task")
         axes.set_yticks(range(len(names)), [plain(n) for n in names])
         axes.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings, action_error, action_spread, best_head, train_head
 from rgb2pc_lib.judging.verdicts import bootstrap, told
@@ -26,17 +27,20 @@ def held_out_errors(
 
     `features`: name -> variants `[n, d]` of the demonstrations' steps; head seed k is trained on the k-th, and after
     the last on the first again. One head a task and seed. Columns: representation, head, task, episode, error (the mean
-    absolute error of an action, in its standard deviations over the task's training steps).
+    absolute error of an action, in its standard deviations over the task's training steps). Raises InputError where no
+    task has steps on both sides of the split.
     """
+    tasks = [task for task in dict.fromkeys(demonstrations.keys["task"]) if _both_sides(demonstrations, task)]
+    if heads < 1 or not tasks:
+        found = f"{heads} head seeds" if heads < 1 else "none, since whole tasks are held out"
+        raise InputError(f"expected a head, and a task with training and held-out episodes, found {found}")
     for name, variants in features.items():
         parts = []
         for head in range(heads):
             known = np.concatenate([variants[head % len(variants)], demonstrations.own], 1)
-            for task in dict.fromkeys(demonstrations.keys["task"]):
+            for task in tasks:
                 of_task = demonstrations.of_task(task)
                 fit, rows = of_task & demonstrations.training, of_task & demonstrations.held_out
-                if not fit.any() or not rows.any():
-                    continue  # tasks may be held out as a whole
                 actions = demonstrations.actions
                 own = demonstrations.own.shape[1]
                 check = of_task & demonstrations.validation
@@ -50,12 +54,18 @@ def held_out_errors(
         yield pd.concat(parts, ignore_index=True).assign(representation=name)
 
 
+def _both_sides(demonstrations: Demonstrations, task: str) -> bool:
+    of_task = demonstrations.of_task(task)
+    return bool((of_task & demonstrations.training).any() and (of_task & demonstrations.held_out).any())
+
+
 def error_table(errors: pd.DataFrame, against: str) -> pd.DataFrame:
     """Mean error of every representation over held-out episodes, and its difference from that of `against`.
 
     Intervals (95 %) are a bootstrap over head seeds and episodes, drawn within each task and the same for all, so that
-    differences are paired. Columns: representation, error, low, high, difference, difference low, difference high,
-    is (better: a smaller error), episodes.
+    differences are paired; there are none where fewer than two episodes of every task are held out, so that nothing can
+    be drawn. Columns: representation, error, low, high, difference, difference low, difference high, is (better: a
+    smaller error), episodes.
     """
     wide = errors.pivot(index=["task", "episode"], columns=["representation", "head"], values="error")
     names = list(dict.fromkeys(errors["representation"]))
@@ -65,7 +75,10 @@ def error_table(errors: pd.DataFrame, against: str) -> pd.DataFrame:
     def figure(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return cube[:, rows][:, :, rng.integers(heads, size=heads)].mean((1, 2))
 
-    drawn, mean = bootstrap(figure, wide.index.get_level_values("task").to_numpy()), cube.mean((1, 2))
+    task, mean = wide.index.get_level_values("task"), cube.mean((1, 2))
+    drawn = bootstrap(figure, task.to_numpy())
+    if task.value_counts().min() < 2:
+        drawn = np.full_like(drawn, np.nan)
     base, lines = names.index(against), []
     for i, name in enumerate(names):
         low, high = np.percentile(drawn[:, i], _LEVELS)

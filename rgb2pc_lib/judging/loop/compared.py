@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rgb2pc_lib.data.sampling import Gatherer
+from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.representations import (
     STATE,
     CompactStudent,
@@ -34,34 +35,57 @@ def experts_alone(experts: Sequence[str]) -> dict[str, Representation]:
 
 
 def line_up(
-    rows: Sequence[tuple[str, Config]],
-    compacts: Sequence[Path] = (),
-    teacher: Teacher = Teacher(),  # noqa: B008
+    rows: Sequence[tuple[str, Config]], config: Config, compacts: Sequence[Path] = ()
 ) -> dict[str, list[Representation]]:
     """Name -> variants of a representation: head seed k takes the k-th, and after the last the first again.
 
-    `rows` are (name, config) of finished runs, as `evaluate.line_up` gives them: a student's seeds are its variants.
+    `rows` are (name, config) of runs, as `evaluate.line_up` gives them for `config`, whose experts and teacher stand
+    beside them: a student's seeds are its variants. Raises InputError where two compact students have one name.
     """
     students: dict[str, list[Representation]] = {}
-    for name, config in rows:
-        students.setdefault(name, []).append(Student(config.folder))
+    for name, row in rows:
+        students.setdefault(name, []).append(Student(row.folder))
     found: dict[str, list[Representation]] = {
         **told(),
-        TEACHER: [teacher],
+        TEACHER: [Teacher(pooling=config.teacher_pooling)],
         **students,
     }
-    found |= {name: [one] for name, one in experts_alone(list(rows[0][1].vis_roots)).items()}
+    found |= {name: [one] for name, one in experts_alone(list(config.vis_roots)).items()}
     if "weighted" in students:
         found["weighted, spatial tokens, 256 PCs"] = [SpatialTokens(c.folder) for name, c in rows if name == "weighted"]
-    return found | {f"compact, {folder.name}": [CompactStudent(folder)] for folder in compacts}
+    small: list[dict[str, list[Representation]]]
+    small = [{f"compact, {folder.name}": [CompactStudent(folder)]} for folder in compacts]
+    return merged(found, *small)
+
+
+def merged(*parts: dict[str, list[Representation]]) -> dict[str, list[Representation]]:
+    """All representations of several line-ups. Raises InputError for a name that two of them have."""
+    found: dict[str, list[Representation]] = {}
+    for part in parts:
+        if twice := found.keys() & part.keys():
+            raise InputError(f"representations: expected a name once, found two of {min(twice)}; rename a folder")
+        found |= part
+    return found
 
 
 def named_runs(runs: Sequence[Run]) -> dict[str, list[Representation]]:
-    """Finished runs as representations, named after their folders without the seed: its runs are variants."""
-    found: dict[str, list[Representation]] = {}
+    """Finished runs as representations, named after their folders without the seed: its runs are variants.
+
+    Raises InputError where runs of one name differ in more than their seed, or not even in that.
+    """
+    found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(run.name.removesuffix(f"-seed{run.config.seed}"), []).append(Student(run.folder))
-    return found
+        same = found.setdefault(run.name.removesuffix(f"-seed{run.config.seed}"), [])
+        for other in same:
+            differing = run.config.changes(other.config).keys()
+            if differing != {"seed"}:
+                found_there = f"other {', '.join(sorted(differing - {'seed'}))}" if differing else "the same"
+                raise InputError(
+                    f"{run.folder}: expected the settings of {other.folder} with another seed, since their folders "
+                    f"have one name, found {found_there}; rename a folder"
+                )
+        same.append(run)
+    return {name: [Student(run.folder) for run in same] for name, same in found.items()}
 
 
 def recorded_features(runs: Sequence[Run], source: Source) -> dict[str, list[np.ndarray]]:
@@ -70,7 +94,8 @@ def recorded_features(runs: Sequence[Run], source: Source) -> dict[str, list[np.
     Runs are named as `named_runs` says.
     """
     found = {PROPRIOCEPTION: [State().features(source)["x"]]}
-    gatherer, rows = Gatherer(source.data.samples), source.data.samples.teacher_rows
+    gatherer = Gatherer(source.data.samples, teacher_pooling=source.config.teacher_pooling)
+    rows = source.data.samples.teacher_rows
     found[TEACHER] = [gatherer.teacher_embeddings(rows).astype(np.float32)]
     for name, one in experts_alone(list(source.config.vis_roots)).items():
         found[name] = [one.features(source)["x"]]

@@ -13,6 +13,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
+from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import initialise
 
 Head = Callable[[np.ndarray], np.ndarray]  # [B, d] -> [B, H, A]
@@ -30,6 +31,11 @@ class HeadSettings:
     hidden: int = 256  # width of its two hidden layers
     dropout: float = 0.5  # share of what it reads of a representation left out in training; what is told never is
     few: int = 8  # principal components of a representation that the second of two heads reads; 0: there is no second
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "hidden"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} of a head: expected at least 1, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

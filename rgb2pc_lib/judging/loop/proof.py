@@ -36,6 +36,7 @@ from rgb2pc_lib.judging.loop.representations import (
     features_file,
     prepare,
     read_features,
+    slug,
 )
 from rgb2pc_lib.judging.loop.rollouts import Outcome, append, open_table, read_table, roll_outs
 from rgb2pc_lib.judging.loop.scenes import LOOKS, OpenScene, Policy, Recorder, Scene, own_state
@@ -52,7 +53,7 @@ class ProofSettings:
 
     rollouts: int = 50  # a cell: one representation, task and look
     heads: int = 3  # seeds of policy heads, which share a cell's roll-outs
-    first_seed: int = 9000  # of the environments, which no data may have used
+    first_seed: int = 9000  # of the environments, which no demonstration may have used
     head: str = "mlp"  # or diffusion
     training: HeadSettings = HeadSettings()
     scenes: int = 8  # side by side in a process
@@ -127,18 +128,11 @@ def prove(
     environments' seeds are among those of the demonstrations.
     """
     demonstrations = source.demonstrations
-    last = settings.first_seed + settings.rollouts
-    if used := demonstrations.seeds & set(range(settings.first_seed, last)):
-        raise InputError(
-            f"--first_seed {settings.first_seed}: expected seeds that no recording used, found {len(used)} of them, "
-            f"such as {min(used)}; choose a higher one"
-        )
-    if unknown := [task for task in tasks if task not in demonstrations.horizons]:
-        known = ", ".join(demonstrations.horizons)
-        raise InputError(f"--tasks: expected tasks among {known}, found {', '.join(unknown)}")
+    refuse(demonstrations, tasks, settings)
     with claim(folder):
         table = open_table(folder / "rollouts.csv")
         digests: dict[str, dict[str, str]] = {}
+        _refuse_one_file(folder, line_up)
         for name, variants in line_up.items():
             yield 0, 0, f"features of {name}"
             named = {variant_name(name, k, variants): one for k, one in enumerate(variants[: settings.heads])}
@@ -155,6 +149,19 @@ def prove(
             yield done, total, f"{unit.task}, {unit.name}, head {unit.head}"
 
 
+def refuse(demonstrations: Demonstrations, tasks: Sequence[str], settings: ProofSettings) -> None:
+    """Raise InputError for tasks that are not demonstrated, and scenes that were."""
+    last = settings.first_seed + settings.rollouts
+    if used := demonstrations.seeds & set(range(settings.first_seed, last)):
+        raise InputError(
+            f"--first_seed {settings.first_seed}: expected seeds that no demonstration used, found {len(used)} of "
+            f"them, such as {min(used)}; choose a higher one"
+        )
+    if unknown := [task for task in tasks if task not in demonstrations.horizons]:
+        known = ", ".join(demonstrations.horizons)
+        raise InputError(f"--tasks: expected tasks among {known}, found {', '.join(unknown)}")
+
+
 def variant_name(name: str, k: int, variants: Sequence[Representation]) -> str:
     """Of the features of a representation's variant for head k."""
     return f"{name} {k % len(variants)}" if len(variants) > 1 else name
@@ -163,7 +170,7 @@ def variant_name(name: str, k: int, variants: Sequence[Representation]) -> str:
 def _settings(settings: ProofSettings, demonstrations: Demonstrations) -> dict:
     """Those that a folder's roll-outs share, as JSON has them."""
     digest = hashlib.sha256()
-    for array in (demonstrations.own, demonstrations.actions, demonstrations.training):
+    for array in (demonstrations.own, demonstrations.actions, demonstrations.training, demonstrations.validation):
         digest.update(np.ascontiguousarray(array).tobytes())
     return json.loads(json.dumps(settings.fixed | {"demonstrations": digest.hexdigest()[:16]}))
 
@@ -180,6 +187,18 @@ def _refuse_mixing(folder, settings, demonstrations, digests: dict[str, dict[str
             f"{path}: expected the features of the first roll-outs, found others of {', '.join(changed)} (trained or "
             "extracted again?); choose another --out, or delete their lines from rollouts.csv"
         )
+
+
+def _refuse_one_file(folder: Path, line_up: dict[str, list[Representation]]) -> None:
+    path = folder / "proof.json"
+    known = read_object(path, "delete the folder").get("features", {}) if path.exists() else {}
+    named: dict[str, str] = {}
+    for name in dict.fromkeys([*known, *line_up]):
+        if (other := named.setdefault(slug(name), name)) != name:
+            raise InputError(
+                f"{folder}: expected names that differ in letters or digits, found {other!r} and {name!r}; rename a "
+                "run's folder, or choose another --out"
+            )
 
 
 def _remember(folder, settings, demonstrations, digests, line_up) -> None:
@@ -208,11 +227,13 @@ def read_proof(folder: Path) -> tuple[pd.DataFrame, list[str]]:
 def _spread(units: list[Unit], stage: Stage, processes: int) -> Iterator[Unit]:
     """The units as they are finished, in this process or shared by several."""
     if processes == 1:
-        for unit in units:
-            roll_out_unit(unit, stage)
-            yield unit
-        _scenes.cache_clear()
-        _live.cache_clear()
+        try:
+            for unit in units:
+                roll_out_unit(unit, stage)
+                yield unit
+        finally:
+            _scenes.cache_clear()
+            _live.cache_clear()
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _settle, (stage,)) as pool:
@@ -303,8 +324,7 @@ def _note_errors(path: Path, line: list) -> None:
 
 def film_file(folder: Path, name: str, task: str, look: str, success: bool) -> Path:
     """Where the first success or failure of a cell is kept as a strip of images."""
-    said = "".join(c if c.isalnum() else "-" for c in name)
-    return folder / "films" / task / f"{said}_{look}_{'success' if success else 'failure'}.jpg"
+    return folder / "films" / task / f"{slug(name)}_{look}_{'success' if success else 'failure'}.jpg"
 
 
 def _keep_film(folder: Path, unit: Unit, look: str, success: bool, film: list[np.ndarray]) -> None:

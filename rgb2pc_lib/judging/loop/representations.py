@@ -7,7 +7,7 @@ goes through the very same numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from rgb2pc_lib.data.listing import IMAGES
 from rgb2pc_lib.data.listing import steps as list_steps
 from rgb2pc_lib.data.packs import load_torch
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, lattice, ordered_plans
+from rgb2pc_lib.data.states import state_file
 from rgb2pc_lib.data.teacher import AGAIN, pooled
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.compress import embed_pixels
@@ -74,8 +75,10 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """What tells these steps from others."""
-        return hashlib.sha256(self.demonstrations.keys.to_csv(index=False).encode()).hexdigest()[:16]
+        """What tells these steps, and their split, from others."""
+        found = hashlib.sha256(self.demonstrations.keys.to_csv(index=False).encode())
+        found.update(self.demonstrations.training.tobytes())  # which principal components are fitted on
+        return found.hexdigest()[:16]
 
     @cached_property
     def recorder(self) -> Recorder:
@@ -114,7 +117,10 @@ class State:
     cloud = False
 
     def made_from(self, source: Source) -> str:
-        return f"state {' '.join(self.names)} {source.digest}" + (f" off {self.off}" if self.off else "")
+        keys, root = source.demonstrations.keys, source.config.workspace.root("state")
+        episodes = keys[["task", "episode"]].drop_duplicates().itertuples(index=False)
+        changed = stamp(state_file(root, *episode) for episode in episodes)
+        return f"state {' '.join(self.names)} {changed} {source.digest}" + (f" off {self.off}" if self.off else "")
 
     def features(self, source: Source) -> Fitted:
         keys, root = source.demonstrations.keys, source.config.workspace.root("state")
@@ -175,7 +181,14 @@ class Student:
                 f"{self.folder}: expected embeddings of {len(source.steps)} steps, found none of {len(lacking)}, such "
                 f"as {'/'.join(lacking[0])}; train it on this workspace"
             )
-        return {"x": found["student"][[row[key] for key in source.steps]].astype(np.float32)}
+        rows = [row[key] for key in source.steps]
+        for side in ("held_out", "validation"):
+            if not np.array_equal(found[side][rows], getattr(source.demonstrations, side)):
+                raise InputError(
+                    f"{self.folder}: expected the split of the demonstrations, found other {side.replace('_', '-')} "
+                    "steps, so it has learned from some that judge it; train it with the same split"
+                )
+        return {"x": found["student"][rows].astype(np.float32)}
 
     def live(self, fitted: Fitted, recorder: Recorder) -> Live:
         embedder = Embedder.from_run(self.folder)
@@ -198,6 +211,9 @@ class Student:
 class CompactStudent(Student):
     """The embedding of a compact student, which is made from the recorded frames anew."""
 
+    def made_from(self, source: Source) -> str:
+        return f"compact {weights_digest(self.folder)} {stamp(source.frames)} {source.digest}"
+
     def features(self, source: Source) -> Fitted:
         network = CompactRun.open(self.folder).compact()
         pixels = frame_cache(source.frames, network.size)
@@ -214,7 +230,8 @@ class SpatialTokens:
     cloud = False
 
     def made_from(self, source: Source) -> str:
-        return f"spatial {self.side} {self.width} {weights_digest(self.folder)} {source.digest}"
+        packs = _packs_stamp(source, Run.open(self.folder).config.vis_roots)
+        return f"spatial {self.side} {self.width} {weights_digest(self.folder)} {packs} {source.digest}"
 
     def features(self, source: Source) -> Fitted:
         run, samples = Run.open(self.folder), source.data.samples
@@ -255,11 +272,8 @@ class Pooled:
     cloud = False
 
     def made_from(self, source: Source) -> str:
-        packs = source.data.samples.pairing.packs
-        stats = [p.path.stat() for name in self.experts for p in packs[name].values()]
-        size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
         said = f"{' '.join(self.experts)} {self.side} {self.width} {source.data.samples.pairing.finest_grid}"
-        return f"pooled {said} {size} {changed} {source.digest}"
+        return f"pooled {said} {_packs_stamp(source, self.experts)} {source.digest}"
 
     def features(self, source: Source) -> Fitted:
         found = source.pooled[self.side]
@@ -300,9 +314,8 @@ class Teacher:
 
     def made_from(self, source: Source) -> str:
         files = source.data.samples.pairing.teacher
-        stats = [f.path.stat() for steps in files.values() for f in steps.values()]
-        size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
-        return f"teacher {self.encoder} {self.pooling} {size} {changed} {source.digest}"
+        changed = stamp(f.path for steps in files.values() for f in steps.values())
+        return f"teacher {self.encoder} {self.pooling} {changed} {source.digest}"
 
     def features(self, source: Source) -> Fitted:
         samples = source.data.samples
@@ -351,6 +364,17 @@ def _reduce(x: np.ndarray, fitted: Fitted) -> np.ndarray:
     return (x - fitted["mean"]) @ fitted["components"].T if "components" in fitted else x
 
 
+def stamp(paths: Iterable[Path]) -> str:
+    """What tells these files from later ones in their places: how large they are, and when the last one changed."""
+    stats = [path.stat() for path in paths]
+    return f"{sum(s.st_size for s in stats)} {max(s.st_mtime_ns for s in stats)}"
+
+
+def _packs_stamp(source: Source, experts: Iterable[str]) -> str:
+    packs = source.data.samples.pairing.packs
+    return stamp(pack.path for name in experts for pack in packs[name].values())
+
+
 def weights_digest(folder: Path) -> str:
     run = open_run(folder)
     if not run.finished:
@@ -375,7 +399,12 @@ def prepare(name: str, one: Representation, source: Source, folder: Path) -> str
 
 
 def features_file(folder: Path, name: str) -> Path:
-    return folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.npz"
+    return folder / f"{slug(name)}.npz"
+
+
+def slug(name: str) -> str:
+    """A representation's name as files have it; `prove` refuses two that have one."""
+    return "".join(c if c.isalnum() else "-" for c in name)
 
 
 def read_features(path: Path) -> Fitted:

@@ -38,7 +38,8 @@ class Tuned:
     cloud = False
 
     def made_from(self, source: Source) -> str:
-        start = weights_digest(self.folder) if self.pretrained else "random"
+        config = CompactRun.open(self.folder).config
+        start = weights_digest(self.folder) if self.pretrained else f"random {config.backbone} {config.size}"
         return f"tuned {start} {self.steps} {self.batch_size} {self.lr} {source.digest}"
 
     def features(self, source: Source) -> Fitted:

@@ -2,7 +2,7 @@
 
 Success over tasks is the mean of the tasks' own. Intervals (95 %) are a bootstrap over tasks, head seeds and roll-outs:
 roll-outs are drawn within each task, and tasks and head seeds are drawn anew each time. Every representation met the
-same scenes, so all are drawn together and differences are paired.
+same scenes, so all are drawn together and differences are paired. Of a handful of scenes there is no interval.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rgb2pc_lib.judging.probes import LOWER_IS_BETTER
 from rgb2pc_lib.judging.verdicts import TEACHER, bootstrap, mean_table, told
 
 _LEVELS = [2.5, 97.5]
+_FEWEST = 10  # scenes: of fewer, draws hardly differ, and would tell apart what nobody has seen to differ
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Drawn:
 
     def _told(self, figure) -> tuple[float, float, float]:
         drawn = figure(self.draws)
-        low, high = np.nanpercentile(drawn, _LEVELS) if np.isfinite(drawn).any() else (np.nan, np.nan)
+        enough = self.roll_outs.min() >= _FEWEST and np.isfinite(drawn).any()
+        low, high = np.nanpercentile(drawn, _LEVELS) if enough else (np.nan, np.nan)
         return float(figure(self.mean)), float(low), float(high)
 
 

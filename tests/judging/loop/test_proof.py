@@ -70,10 +70,14 @@ def test_nothing_is_mixed(recorded, proved):
             run(recorded, folder, settings=dataclasses.replace(SMALL, **change))
     with pytest.raises(InputError, match="found others of daisy"):
         run(recorded, folder, LINE_UP | {"daisy": [Pooled(("daisy",))]})
-    with pytest.raises(InputError, match=r"expected seeds that no recording used, found \d of them, such as 20"):
+    with pytest.raises(InputError, match=r"expected seeds that no demonstration used, found \d of them, such as 20"):
         run(recorded, folder, settings=dataclasses.replace(SMALL, first_seed=20))
     with pytest.raises(InputError, match="--tasks: expected tasks among reach, found fly"):
         list(prove(LINE_UP, recorded, toy.Table, folder, ["fly"], SMALL))
+    told = LINE_UP["full state"]
+    for others in ({"full-state": told}, {"told!": told, "told?": told}):  # one of a name in the folder, two new ones
+        with pytest.raises(InputError, match="expected names that differ in letters or digits, found '.*' and '.*'"):
+            run(recorded, folder, others)
     with pytest.raises(InputError, match="--rollouts: expected at least 1, found 0"):
         dataclasses.replace(SMALL, rollouts=0)
     with pytest.raises(InputError, match="run: make proof"):

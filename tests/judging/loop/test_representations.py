@@ -1,6 +1,8 @@
 """What is seen live gives what was extracted from the same recorded frame, for every representation."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from rgb2pc_lib.judging.loop.representations import (
     features_file,
     prepare,
     read_features,
+    stamp,
 )
 from rgb2pc_lib.judging.loop.scenes import Recorder, cameras_of, own_state
 from rgb2pc_lib.learning.prepare import Data
@@ -166,6 +169,22 @@ def test_features_are_made_once_and_again_when_their_source_changes(recorded, tm
     assert prepare("pooled", Pooled(("daisy",)), recorded, tmp_path) == first
     assert path.stat().st_mtime_ns == written
     assert prepare("pooled", Pooled(("daisy",), 4), recorded, tmp_path) != first
+    training = ~recorded.demonstrations.training
+    split = dataclasses.replace(
+        recorded, demonstrations=dataclasses.replace(recorded.demonstrations, training=training)
+    )
+    assert Pooled(("daisy",), 4, 8).made_from(split) != Pooled(("daisy",), 4, 8).made_from(recorded)
+
+
+def test_files_that_changed_are_told_from_those_before(tmp_path):
+    file = tmp_path / "one"
+    file.write_bytes(b"1")
+    first = stamp([file])
+    assert stamp([file]) == first
+    os.utime(file, ns=(0, 0))
+    later = stamp([file])
+    file.write_bytes(b"22")
+    assert len({first, later, stamp([file])}) == 3
 
 
 def test_components_know_training_steps_only(recorded):
@@ -177,10 +196,14 @@ def test_components_know_training_steps_only(recorded):
 
 def test_line_up_has_a_variant_for_every_seed(recorded):
     second = dataclasses.replace(recorded.config, seed=1)
-    found = line_up([("weighted", recorded.config), ("weighted", second)])
+    config = dataclasses.replace(recorded.config, teacher_pooling="mean+max")
+    found = line_up([("weighted", recorded.config), ("weighted", second)], config)
+    assert found["teacher"] == [Teacher(pooling="mean+max")]
     assert list(found)[:2] == ["full state", "proprioception"] and list(found)[4:6] == ["teacher", "weighted"]
     assert len(found["weighted"]) == 2 and len(found["daisy"]) == 1
     assert {"experts concatenated", "daisy 4x4, 256 PCs", "weighted, spatial tokens, 256 PCs"} <= set(found)
+    with pytest.raises(InputError, match="expected a name once, found two of compact, a; rename a folder"):
+        line_up([], config, [Path("one/a"), Path("other/a")])
 
 
 def test_other_teachers_and_other_data_are_refused(recorded, tmp_path, left):

@@ -85,6 +85,13 @@ def test_of_an_unfinished_table_only_what_all_met_counts():
         verdict.success_table(table[(table["representation"] == "moe") == (table["task"] == "task0")])
 
 
+def test_of_a_handful_of_scenes_there_is_no_interval():
+    few = rolled({"a": 1.0, "b": 0.0}, tasks=1, n=3)
+    row = verdict.comparisons(few, [("a", "b")]).iloc[0]
+    assert row["difference"] == 1 and np.isnan(row["low"]) and row["one is"] == "not told apart"
+    assert verdict.comparisons(rolled({"a": 1.0, "b": 0.0}, tasks=1, n=20), [("a", "b")]).loc[0, "one is"] == "better"
+
+
 def test_cells():
     found = verdict.cells(rolled(looks=("fixed", "random")))
     assert len(found) == len(RATES) * 6 * 2 and (found["roll-outs"] == 60).all()
