@@ -20,7 +20,7 @@ from rgb2pc_lib.data.files.guarded import expect, first_line, read_object, read_
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import encoder_of
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
-from rgb2pc_lib.deploy.export import KINDS
+from rgb2pc_lib.deploy.export import KINDS, TRACES
 from rgb2pc_lib.deploy.hub import upload
 from rgb2pc_lib.encoders.images import EXPERTS, describe
 from rgb2pc_lib.errors import InputError
@@ -56,7 +56,8 @@ def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
 
     config.json (settings without paths), model.safetensors, summary.json, README.md (the card), and of a compact
     student also its ONNX file, the example, the ResNet under torchvision's names and the ledger where they were made.
-    Raises InputError for an unfinished run and where the folder holds something already.
+    Raises InputError for an unfinished run, where the folder holds something already, and for ONNX files that name
+    folders, as exports once did.
 
     >>> there = share(run, folder / "for a friend")
     >>> sorted(path.name for path in there.iterdir())
@@ -69,6 +70,11 @@ def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
         raise InputError(f"{folder}: holds files already; name a new folder")
     if not run.finished:
         raise InputError(f"{run.folder}: the run is unfinished, continue it with --resume before sharing it")
+    if traced := [n for n in KINDS.values() if run.file(n).exists() and TRACES in run.file(n).read_bytes()]:
+        raise InputError(
+            f"{run.file(traced[0])}: names folders of the machine that exported it; export it again with "
+            "tools/export.py, or delete it"
+        )
     config = anonymous(run.config)
     card = read_text(run.file("README.md")) if run.file("README.md").exists() else model_card(run)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,19 @@
 import getpass
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.deploy.embed import Embedder, embed_packs
+from rgb2pc_lib.deploy.export import export_onnx
+from rgb2pc_lib.deploy.lighter import to_fp16, to_int8
 from rgb2pc_lib.deploy.share import share
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Config, Run
@@ -57,6 +61,22 @@ def test_a_compact_student_comes_back_equal(compact, tmp_path):
         "model.fp16.onnx", "exports.csv", "infer.py",
     }  # fmt: skip
     no_traces(folder, compact.folder)
+
+
+def test_an_exported_file_names_no_folder(compact, tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install 'rgb2pc[deploy]'")
+    run = CompactRun(tmp_path / "run")
+    shutil.copytree(compact.folder, run.folder)
+    path = export_onnx(run.compact(), run.folder)
+    to_fp16(path, run.file("model.fp16.onnx"))
+    to_int8(path, run.file("model.int8.onnx"), np.zeros((8, 32, 32, 3), np.uint8))
+    folder = share(run, tmp_path / "shared")
+    no_traces(folder, compact.folder, tmp_path, Path(torch.__file__).parent)
+    assert len(list(folder.glob("*.onnx"))) == 3
+    run.file("model.int8.onnx").write_bytes(b"pkg.torch.onnx.stack_trace")  # of before they were stripped
+    with pytest.raises(InputError, match="model.int8.onnx: names folders of the machine that exported it; export it"):
+        share(run, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_the_card_says_its_own_figures(compact, tmp_path):
