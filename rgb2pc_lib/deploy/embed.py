@@ -22,6 +22,7 @@ from rgb2pc_lib.data.workspace import Workspace, encoder_of
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.frames import in_batches, read_frames, resized
+from rgb2pc_lib.deploy.hub import is_repository
 from rgb2pc_lib.deploy.lookup import (
     Encoder,
     Images,
@@ -122,7 +123,7 @@ class Embedder:
         """
         asked, on, weights = run, pick_device(device), weights or {}
         run = open_run(run, revision, cache, offline)
-        called = str(asked) if isinstance(asked, str | Path) and run.folder != Path(asked) else run.name
+        called = str(asked) if isinstance(asked, str | Path) and is_repository(asked) else run.name
         if isinstance(run, CompactRun):
             if ahead := run.finished and look_ahead_words(run.summary):
                 tell(f"{called}: sees one frame, but the fused student that it learned from was not live. {ahead}")

@@ -28,9 +28,11 @@ class PolicyBackbone(nn.Module):
     """The images of a policy in, one embedding each out, and spatial tokens for policies that attend to places.
 
     Input: `[..., 3, H, W]`, fractions from 0 to 1 or uint8, RGB, of any size: each is resized as a whole to what the
-    network sees, antialiased, and normalised inside. Floats that are no fractions, such as those of images normalised
-    before, raise InputError, but not in a compiled or exported module, which cannot look at values. Output: `[..., E]` float32, `embed_dim` E; of `look` also
+    network sees, antialiased, and normalised inside. Output: `[..., E]` float32, `embed_dim` E; of `look` also
     `[..., P, D]`, P blocks of the image row by row, `spatial_dim` D (0 where the network gives none).
+
+    Raises InputError for floats that are no fractions, such as those of images that are normalised already. A compiled
+    or exported module cannot look at values, and does not.
 
     Batch norms keep the statistics of their training either way: a policy's batches are small and of few scenes.
 
@@ -105,8 +107,8 @@ class PolicyBackbone(nn.Module):
             if not (low >= -1e-3 and high <= 1.001):  # nan too
                 raise InputError(
                     f"expected images as uint8 or fractions from 0 to 1, found {images.dtype} from {low:.3g} to "
-                    f"{high:.3g}; divide what is from 0 to 255 by 255, leave normalising out, as it is done inside, and "
-                    "clamp what resizing or noise left beyond"
+                    f"{high:.3g}; divide what is from 0 to 255 by 255, leave normalising out, as it is done inside, "
+                    "and clamp what resizing or noise left beyond"
                 )
         x = images.flatten(0, -4).float() * (1 if whole else 255)
         size = (self.network.size, self.network.size)
