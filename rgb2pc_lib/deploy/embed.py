@@ -39,19 +39,21 @@ from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.prepare import pick_device
-from rgb2pc_lib.learning.runs import Run, look_ahead_words, sights
+from rgb2pc_lib.learning.runs import Run, look_ahead_words, sights, window_words
 
 
 def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[pd.DataFrame, np.ndarray]:
     """Embed every step that all experts of the run have; no teacher is needed.
 
-    Returns the keys (task, episode, step, time) and the embeddings `[n, E]` float32, row for row.
+    Returns the keys (task, episode, step, time) and the embeddings `[n, E]` float32, row for row. A run of windows of
+    steps embeds single steps too, which is told: it was fitted to other samples.
     Raises InputError when the workspace lacks an expert of the run, a pack is unreadable, or no step is in all packs.
 
     >>> keys, embeddings = embed_packs(run, workspace)
     >>> len(keys), embeddings.shape
     (96, (96, 16))
     """
+    _tell_windows(run, run.name)
     student, _ = run.student()
     pairing = pair(workspace.only(*student.experts), teacher=False)
     samples = every_step(pairing)
@@ -60,6 +62,11 @@ def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[p
     places = embedding_lattice(pairing.finest_grid)
     embeddings, _ = embed_samples(student.to(on), gatherer, np.arange(len(samples)), places)
     return samples.keys(), embeddings
+
+
+def _tell_windows(run: Run, called: str) -> None:
+    if words := window_words(run.config):
+        tell(f"{called}: {words} Here each frame is embedded by itself; for that, train with --sample_unit step")
 
 
 def every_step(pairing: Pairing) -> Samples:
@@ -116,7 +123,7 @@ class Embedder:
             offline: of a hub: do not ask it, take what was fetched before.
 
         Raises InputError when the folder holds no finished run, the hub does not give one, or an expert has no encoder
-        or no weights here.
+        or no weights here. That a run was fitted to windows of steps, not to single frames, is told.
 
         >>> Embedder.from_run(compact.folder, device="cpu").name
         'compact'
@@ -129,6 +136,7 @@ class Embedder:
                 tell(f"{called}: sees one frame, but the fused student that it learned from was not live. {ahead}")
             pixels = ThroughPixels(run.compact().to(on))
             return cls(called, partial(_through_pixels, pixels.network), live=pixels)
+        _tell_windows(run, called)
         student, summary = run.student()[0].to(on), run.summary
         loaded = {n: open_encoder(n, str(on), weights.get(n)) for n in dict.fromkeys(map(encoder_of, student.experts))}
         encoders = {name: loaded[encoder_of(name)] for name in student.experts}
