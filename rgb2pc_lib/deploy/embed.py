@@ -184,11 +184,15 @@ class Embedder:
         >>> look.embedding.shape, look.spatial.shape  # S x S blocks of the image, row by row
         ((2, 16), (2, 16, 16))
         """
-        given = dict(images) if isinstance(images, Mapping) else {"": images}
-        arrays = {camera: np.ascontiguousarray(one) for camera, one in given.items() if one is not None}
+        named = (
+            {k: one for k, one in images.items() if one is not None} if isinstance(images, Mapping) else {"": images}
+        )
+        arrays = {camera: np.ascontiguousarray(one) for camera, one in named.items()}
         for one in arrays.values():
             if one.dtype != np.uint8 or one.ndim != 4 or one.shape[-1] != 3:
                 raise InputError(f"expected RGB images [B, H, W, 3] in uint8, found {list(one.shape)} in {one.dtype}")
+            if not one.size:
+                raise InputError(f"expected one image or more, with pixels, found none in {list(one.shape)}")
         if len({len(one) for one in arrays.values()}) > 1:
             raise InputError(f"expected as many images of each camera, found {[len(one) for one in arrays.values()]}")
         embedding, spatial = self.forward(arrays if isinstance(images, Mapping) else arrays[""], cameras)

@@ -278,6 +278,12 @@ def test_frames_of_the_wrong_cameras_are_refused(two_cameras, rgb, compact_embed
         embedder({})
     with pytest.raises(InputError, match=r"as many images of each camera, found \[1, 2\]"):
         embedder({"head": image[None], "wrist": np.stack([image, image])})
+    for nothing, said in (
+        (None, r"expected RGB images \[B, H, W, 3\] in uint8, found \[1\] in object"),
+        (image[None][:0], r"expected one image or more, with pixels, found none in \[0, 16, 112, 3\]"),
+    ):
+        with pytest.raises(InputError, match=said):
+            compact_embedder(nothing)
     with pytest.raises(InputError, match="a compact student sees through one camera"):
         compact_embedder({"head": image[None]})
     with pytest.raises(InputError, match="a compact student sees through one camera"):
