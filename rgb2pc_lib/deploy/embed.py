@@ -21,7 +21,7 @@ from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice
 from rgb2pc_lib.data.workspace import Workspace, encoder_of
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
-from rgb2pc_lib.deploy.frames import in_batches, read_frames, resized
+from rgb2pc_lib.deploy.frames import in_batches, read_frames
 from rgb2pc_lib.deploy.hub import is_repository
 from rgb2pc_lib.deploy.lookup import (
     Encoder,
@@ -206,10 +206,8 @@ def _cut(sight: LookAhead | None, window: int, stride: int) -> Cut:
 
 
 def _through_pixels(network: Compact, images: Images, cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if isinstance(images, Mapping):
-        raise InputError(f"a compact student sees through one camera, not through {', '.join(images)}; give its images")
-    small = np.stack([resized(image, network.size) for image in images])
-    return network.look(torch.from_numpy(small).to(network.head.weight.device))
+    moments = [images] if isinstance(images, Mapping) else images
+    return ThroughPixels(network)([[moment] for moment in moments])
 
 
 def _through_experts(

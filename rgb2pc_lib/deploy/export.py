@@ -33,7 +33,8 @@ from rgb2pc_lib.learning.runs import Run
 OPSET = 20
 OPSETS = range(17, 21)  # tried
 TRACES = b"stack_trace"  # what a file holds that torch wrote and nobody stripped
-KINDS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+MODEL = "model.onnx"
+KINDS = {"fp32": MODEL, "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 _CHECKED, _CALIBRATED = 64, 64  # frames
 INSTALL = "pip install 'rgb2pc[deploy]'"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -98,9 +99,9 @@ def export_onnx(network: Compact, folder: Path, opset: int = OPSET) -> Path:
         )  # fmt: skip
     assert program is not None  # only torch's older way to export gives none
     ClearMetadataAndDocStringPass()(program.model)  # whose stack traces name this machine's folders
-    write_atomic(folder / "model.onnx", lambda p: program.save(str(p), external_data=False))
+    write_atomic(folder / MODEL, lambda p: program.save(str(p), external_data=False))
     write_atomic(folder / "infer.py", lambda p: p.write_text(EXAMPLE, encoding="utf-8"))
-    return folder / "model.onnx"
+    return folder / MODEL
 
 
 class _Looks(torch.nn.Module):

@@ -20,7 +20,7 @@ from rgb2pc_lib.data.files.guarded import expect, first_line, read_object, read_
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import camera_of, encoder_of
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
-from rgb2pc_lib.deploy.export import KINDS, TRACES
+from rgb2pc_lib.deploy.export import KINDS, MODEL, TRACES
 from rgb2pc_lib.deploy.hub import upload
 from rgb2pc_lib.encoders.images import EXPERTS, describe
 from rgb2pc_lib.encoders.rays import NAME as RAYS
@@ -135,7 +135,7 @@ def model_card(run: Run | CompactRun) -> str:
             "and have their own licences."
         )
     lines = [_FRONT, f"# {title}", "", lead, "", *_use(run)]
-    if run.file("model.onnx").exists():
+    if run.file(MODEL).exists():
         lines += ["Without torch (onnxruntime, numpy, pillow): `python infer.py image.png`.", ""]
     lines += ["## Figures", "", f"{summary['n_held_out']} held-out {_frames(run)} against {against}; one training.", ""]
     lines += _table(pd.Series(summary["held-out"], name="held out").to_frame())
@@ -154,8 +154,9 @@ def model_card(run: Run | CompactRun) -> str:
 
 def _frames(run: Run | CompactRun) -> str:
     """What its samples are."""
-    windows = isinstance(run, Run) and run.config.pooled_unit == "window"
-    return f"windows of {run.config.window} steps" if windows else "frames"
+    if isinstance(run, Run) and run.config.pooled_unit == "window":
+        return f"windows of {run.config.window} steps"
+    return "frames"
 
 
 def _experts(run: Run | CompactRun) -> list[str]:
