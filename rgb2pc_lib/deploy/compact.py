@@ -141,12 +141,12 @@ def open_run(
     """
     if isinstance(folder, Run | CompactRun):
         return folder
-    there = next((path for path in (Path(folder), PROJECT / folder) if path.exists()), folder)
-    if is_repository(there):
-        there = fetched(str(folder), revision, cache, offline)
+    folder = next((path for path in (Path(folder), PROJECT / folder) if path.exists()), folder)
+    if is_repository(folder):
+        folder = fetched(str(folder), revision, cache, offline)
     elif revision:
         raise InputError(f"{folder}: expected the name of a hub, owner/name, beside the revision {revision}, found a "
                          "name of this machine, which has none; leave the revision out")  # fmt: skip
-    run = Run.open(there)
+    run = Run.open(folder)
     settings = read_object(run.file("config.json"), "copy the folder again")
     return CompactRun(run.folder) if "backbone" in settings else run

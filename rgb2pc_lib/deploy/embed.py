@@ -113,6 +113,8 @@ class Embedder:
     ) -> Embedder:  # fmt: skip
         """An embedder of a finished run: of its folder, or of a model hub, `owner/name`. A folder here always wins.
 
+        That it was fitted to windows of steps, not to single frames, is told.
+
         Args:
             weights: expert -> its official file or folder, for experts that do not bring their own.
             window: frames seen at once by experts that see several together (0: as the run's packs were extracted, or
@@ -123,7 +125,7 @@ class Embedder:
             offline: of a hub: do not ask it, take what was fetched before.
 
         Raises InputError when the folder holds no finished run, the hub does not give one, or an expert has no encoder
-        or no weights here. That a run was fitted to windows of steps, not to single frames, is told.
+        or no weights here.
 
         >>> Embedder.from_run(compact.folder, device="cpu").name
         'compact'
