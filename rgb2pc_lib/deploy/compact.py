@@ -135,12 +135,14 @@ def open_run(
     folder: Run | CompactRun | str | Path, revision: str | None = None, cache: str | Path | None = None,
     offline: bool = False,
 ) -> Run | CompactRun:  # fmt: skip
-    """The run in a folder, a CompactRun where it is one; where there is no such folder and it is called `owner/name`,
-    that of a model hub (`hub.fetched` tells the rest). Raises InputError when the folder holds none.
+    """The run in a folder, a CompactRun where it is one; where there is no such folder, here or in the project, and it
+    is called `owner/name`, that of a model hub (`hub.fetched` tells the rest). Raises InputError when the folder holds
+    none.
     """
     if isinstance(folder, Run | CompactRun):
         return folder
-    if not Path(folder).exists() and is_repository(folder):
+    folder = next((path for path in (Path(folder), PROJECT / folder) if path.exists()), folder)
+    if is_repository(folder):
         folder = fetched(str(folder), revision, cache, offline)
     elif revision:
         raise InputError(f"{folder}: expected the name of a hub, owner/name, beside the revision {revision}, found a "

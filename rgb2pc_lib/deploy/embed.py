@@ -21,7 +21,8 @@ from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice
 from rgb2pc_lib.data.workspace import Workspace, encoder_of
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
-from rgb2pc_lib.deploy.frames import in_batches, read_frames, resized
+from rgb2pc_lib.deploy.frames import in_batches, read_frames
+from rgb2pc_lib.deploy.hub import is_repository
 from rgb2pc_lib.deploy.lookup import (
     Encoder,
     Images,
@@ -38,19 +39,21 @@ from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.prepare import pick_device
-from rgb2pc_lib.learning.runs import Run, look_ahead_words, sights
+from rgb2pc_lib.learning.runs import Run, look_ahead_words, sights, window_words
 
 
 def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[pd.DataFrame, np.ndarray]:
     """Embed every step that all experts of the run have; no teacher is needed.
 
-    Returns the keys (task, episode, step, time) and the embeddings `[n, E]` float32, row for row.
+    Returns the keys (task, episode, step, time) and the embeddings `[n, E]` float32, row for row. A run of windows of
+    steps embeds single steps too, which is told: it was fitted to other samples.
     Raises InputError when the workspace lacks an expert of the run, a pack is unreadable, or no step is in all packs.
 
     >>> keys, embeddings = embed_packs(run, workspace)
     >>> len(keys), embeddings.shape
     (96, (96, 16))
     """
+    _tell_windows(run, run.name)
     student, _ = run.student()
     pairing = pair(workspace.only(*student.experts), teacher=False)
     samples = every_step(pairing)
@@ -59,6 +62,11 @@ def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[p
     places = embedding_lattice(pairing.finest_grid)
     embeddings, _ = embed_samples(student.to(on), gatherer, np.arange(len(samples)), places)
     return samples.keys(), embeddings
+
+
+def _tell_windows(run: Run, called: str) -> None:
+    if words := window_words(run.config):
+        tell(f"{called}: {words} Here each frame is embedded by itself; for that, train with --sample_unit step")
 
 
 def every_step(pairing: Pairing) -> Samples:
@@ -105,6 +113,8 @@ class Embedder:
     ) -> Embedder:  # fmt: skip
         """An embedder of a finished run: of its folder, or of a model hub, `owner/name`. A folder here always wins.
 
+        That it was fitted to windows of steps, not to single frames, is told.
+
         Args:
             weights: expert -> its official file or folder, for experts that do not bring their own.
             window: frames seen at once by experts that see several together (0: as the run's packs were extracted, or
@@ -122,12 +132,13 @@ class Embedder:
         """
         asked, on, weights = run, pick_device(device), weights or {}
         run = open_run(run, revision, cache, offline)
-        called = str(asked) if isinstance(asked, str | Path) and run.folder != Path(asked) else run.name
+        called = str(asked) if isinstance(asked, str | Path) and is_repository(asked) else run.name
         if isinstance(run, CompactRun):
             if ahead := run.finished and look_ahead_words(run.summary):
                 tell(f"{called}: sees one frame, but the fused student that it learned from was not live. {ahead}")
             pixels = ThroughPixels(run.compact().to(on))
             return cls(called, partial(_through_pixels, pixels.network), live=pixels)
+        _tell_windows(run, called)
         student, summary = run.student()[0].to(on), run.summary
         loaded = {n: open_encoder(n, str(on), weights.get(n)) for n in dict.fromkeys(map(encoder_of, student.experts))}
         encoders = {name: loaded[encoder_of(name)] for name in student.experts}
@@ -175,11 +186,15 @@ class Embedder:
         >>> look.embedding.shape, look.spatial.shape  # S x S blocks of the image, row by row
         ((2, 16), (2, 16, 16))
         """
-        given = dict(images) if isinstance(images, Mapping) else {"": images}
-        arrays = {camera: np.ascontiguousarray(one) for camera, one in given.items() if one is not None}
+        named = (
+            {k: one for k, one in images.items() if one is not None} if isinstance(images, Mapping) else {"": images}
+        )
+        arrays = {camera: np.ascontiguousarray(one) for camera, one in named.items()}
         for one in arrays.values():
             if one.dtype != np.uint8 or one.ndim != 4 or one.shape[-1] != 3:
                 raise InputError(f"expected RGB images [B, H, W, 3] in uint8, found {list(one.shape)} in {one.dtype}")
+            if not one.size:
+                raise InputError(f"expected one image or more, with pixels, found none in {list(one.shape)}")
         if len({len(one) for one in arrays.values()}) > 1:
             raise InputError(f"expected as many images of each camera, found {[len(one) for one in arrays.values()]}")
         embedding, spatial = self.forward(arrays if isinstance(images, Mapping) else arrays[""], cameras)
@@ -193,10 +208,8 @@ def _cut(sight: LookAhead | None, window: int, stride: int) -> Cut:
 
 
 def _through_pixels(network: Compact, images: Images, cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if isinstance(images, Mapping):
-        raise InputError(f"a compact student sees through one camera, not through {', '.join(images)}; give its images")
-    small = np.stack([resized(image, network.size) for image in images])
-    return network.look(torch.from_numpy(small).to(network.head.weight.device))
+    moments = [images] if isinstance(images, Mapping) else images
+    return ThroughPixels(network)([[moment] for moment in moments])
 
 
 def _through_experts(

@@ -32,7 +32,9 @@ from rgb2pc_lib.learning.runs import Run
 
 OPSET = 20
 OPSETS = range(17, 21)  # tried
-KINDS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+TRACES = b"stack_trace"  # what a file holds that torch wrote and nobody stripped
+MODEL = "model.onnx"
+KINDS = {"fp32": MODEL, "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 _CHECKED, _CALIBRATED = 64, 64  # frames
 INSTALL = "pip install 'rgb2pc[deploy]'"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -81,6 +83,7 @@ def export_onnx(network: Compact, folder: Path, opset: int = OPSET) -> Path:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     except ImportError as e:
         raise InputError(f"{folder}: exporting to ONNX needs {e.name}; run: {INSTALL}") from None
     plain = torch.contiguous_format
@@ -95,9 +98,10 @@ def export_onnx(network: Compact, folder: Path, opset: int = OPSET) -> Path:
             dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
         )  # fmt: skip
     assert program is not None  # only torch's older way to export gives none
-    write_atomic(folder / "model.onnx", lambda p: program.save(str(p), external_data=False))
+    ClearMetadataAndDocStringPass()(program.model)  # whose stack traces name this machine's folders
+    write_atomic(folder / MODEL, lambda p: program.save(str(p), external_data=False))
     write_atomic(folder / "infer.py", lambda p: p.write_text(EXAMPLE, encoding="utf-8"))
-    return folder / "model.onnx"
+    return folder / MODEL
 
 
 class _Looks(torch.nn.Module):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rgb2pc_lib.data.files.guarded import first_line
+from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.encoders.weights import huggingface
 from rgb2pc_lib.errors import InputError
 
@@ -25,13 +26,13 @@ _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 def is_repository(folder: str | Path) -> bool:
     """Whether this names a repository of a hub, `owner/name`, and nothing here: what is here always wins.
 
-    `runs/frist`, next to a folder `runs`, is a slip and no owner's.
+    `runs/frist`, where a folder `runs` is here or in the project, is a slip and no owner's.
 
     >>> is_repository("somebody/door-opener"), is_repository("somebody"), is_repository("/somebody/door-opener")
     (True, False, False)
     """
     owner, _, _ = str(folder).partition("/")
-    return bool(_NAME.fullmatch(str(folder))) and not Path(owner).exists()
+    return bool(_NAME.fullmatch(str(folder))) and not any((here / owner).exists() for here in (Path(), PROJECT))
 
 
 def fetched(

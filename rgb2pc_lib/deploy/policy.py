@@ -31,6 +31,9 @@ class PolicyBackbone(nn.Module):
     network sees, antialiased, and normalised inside. Output: `[..., E]` float32, `embed_dim` E; of `look` also
     `[..., P, D]`, P blocks of the image row by row, `spatial_dim` D (0 where the network gives none).
 
+    Raises InputError for floats that are no fractions, such as those of images that are normalised already. A compiled
+    or exported module cannot look at values, and does not.
+
     Batch norms keep the statistics of their training either way: a policy's batches are small and of few scenes.
 
     Args:
@@ -99,11 +102,25 @@ class PolicyBackbone(nn.Module):
                 f"expected images [..., 3, H, W] as uint8 or fractions from 0 to 1, found {list(images.shape)} in "
                 f"{kind}; convert them"
             )
+        if not whole and images.numel() and not _recording(images):
+            low, high = torch.stack(images.detach().aminmax()).tolist()  # one wait for a GPU
+            if not (low >= -1e-3 and high <= 1.001):  # nan too
+                raise InputError(
+                    f"expected images as uint8 or fractions from 0 to 1, found {images.dtype} from {low:.3g} to "
+                    f"{high:.3g}; divide what is from 0 to 255 by 255, leave normalising out, as it is done inside, "
+                    "and clamp what resizing or noise left beyond"
+                )
         x = images.flatten(0, -4).float() * (1 if whole else 255)
         size = (self.network.size, self.network.size)
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
         return x.permute(0, 2, 3, 1)
+
+
+def _recording(images: Tensor) -> bool:
+    """Whether what is done now is only written down, to be done later: then tensors have no values to look at."""
+    captured = images.is_cuda and torch.cuda.is_current_stream_capturing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or captured
 
 
 def torchvision_state(network: Compact) -> dict[str, Tensor]:

@@ -18,13 +18,14 @@ import pandas as pd
 from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.files.guarded import expect, first_line, read_object, read_text
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.workspace import encoder_of
+from rgb2pc_lib.data.workspace import camera_of, encoder_of
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
-from rgb2pc_lib.deploy.export import KINDS
+from rgb2pc_lib.deploy.export import KINDS, MODEL, TRACES
 from rgb2pc_lib.deploy.hub import upload
 from rgb2pc_lib.encoders.images import EXPERTS, describe
+from rgb2pc_lib.encoders.rays import NAME as RAYS
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run, look_ahead_words
+from rgb2pc_lib.learning.runs import Config, Run, look_ahead_words, window_words
 
 _FRONT = """---
 library_name: rgb2pc
@@ -32,15 +33,6 @@ license: other
 license_name: see-licences-below
 tags: [robotics, distillation, point-cloud, rgb]
 ---
-"""
-_USE = """## Use
-
-```python
-from rgb2pc_lib import Embedder
-
-embedder = Embedder.from_run("this/folder")
-embeddings = embedder(images)  # uint8 [B, H, W, 3] -> [B, E]
-```
 """
 _EXPORT = "export it again with tools/judge_compact.py"
 _COPIED = (
@@ -56,7 +48,8 @@ def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
 
     config.json (settings without paths), model.safetensors, summary.json, README.md (the card), and of a compact
     student also its ONNX file, the example, the ResNet under torchvision's names and the ledger where they were made.
-    Raises InputError for an unfinished run and where the folder holds something already.
+    Raises InputError for an unfinished run, where the folder holds something already, and for ONNX files that name
+    folders, as exports once did.
 
     >>> there = share(run, folder / "for a friend")
     >>> sorted(path.name for path in there.iterdir())
@@ -69,6 +62,11 @@ def share(run: Run | CompactRun | str | Path, folder: Path) -> Path:
         raise InputError(f"{folder}: holds files already; name a new folder")
     if not run.finished:
         raise InputError(f"{run.folder}: the run is unfinished, continue it with --resume before sharing it")
+    if traced := [n for n in KINDS.values() if run.file(n).exists() and TRACES in run.file(n).read_bytes()]:
+        raise InputError(
+            f"{run.file(traced[0])}: names folders of the machine that exported it; export it again with "
+            "tools/export.py, or delete it"
+        )
     config = anonymous(run.config)
     card = read_text(run.file("README.md")) if run.file("README.md").exists() else model_card(run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,13 +130,14 @@ def model_card(run: Run | CompactRun) -> str:
         against = "the point-cloud teacher"
         title = f"Student of {', '.join(summary['gates'])} ({run.config.fusion} fusion)"
         lead = (
-            "Features of several visual experts that see only RGB in, one embedding out, which stands in for a "
-            "point-cloud feature. The experts' own weights are not in this folder and have their own licences."
+            f"Features of visual experts that see only RGB{' and where the camera stands' * _is_told(run)} in, one "
+            "embedding out, which stands in for a point-cloud feature. The experts' own weights are not in this folder "
+            "and have their own licences."
         )
-    lines = [_FRONT, f"# {title}", "", lead, "", _USE]
-    if run.file("model.onnx").exists():
+    lines = [_FRONT, f"# {title}", "", lead, "", *_use(run)]
+    if run.file(MODEL).exists():
         lines += ["Without torch (onnxruntime, numpy, pillow): `python infer.py image.png`.", ""]
-    lines += ["## Figures", "", f"{summary['n_held_out']} held-out frames against {against}; one training.", ""]
+    lines += ["## Figures", "", f"{summary['n_held_out']} held-out {_frames(run)} against {against}; one training.", ""]
     lines += _table(pd.Series(summary["held-out"], name="held out").to_frame())
     if run.file("ledger.csv").exists():
         wide = _ledger(run.file("ledger.csv"))
@@ -151,6 +150,42 @@ def model_card(run: Run | CompactRun) -> str:
     for title, points in (("Limits", _limits(run)), ("Licences", _licences(summary))):
         lines += ["", f"## {title}", "", *(f"- {point}" for point in points)]
     return "\n".join([*lines, ""])
+
+
+def _frames(run: Run | CompactRun) -> str:
+    """What its samples are."""
+    if isinstance(run, Run) and run.config.pooled_unit == "window":
+        return f"windows of {run.config.window} steps"
+    return "frames"
+
+
+def _experts(run: Run | CompactRun) -> list[str]:
+    """Those that it sees through; a compact student needs none."""
+    return list(run.summary["gates"]) if isinstance(run, Run) else []
+
+
+def _cameras(run: Run | CompactRun) -> list[str]:
+    """Those by whose names it is given frames, if any."""
+    return [camera for camera in dict.fromkeys(map(camera_of, _experts(run))) if camera]
+
+
+def _is_told(run: Run | CompactRun) -> bool:
+    """Whether it is told where its camera stands."""
+    return RAYS in map(encoder_of, _experts(run))
+
+
+def _use(run: Run | CompactRun) -> list[str]:
+    """How it is called: with frames, by camera where cameras have names, and with their places where it needs them."""
+    cameras, told = _cameras(run), _is_told(run)
+    first = "images_1" if cameras else "images"
+    named = ", ".join(f'"{camera}": images_{number}' for number, camera in enumerate(cameras, 1))
+    given = [f"{{{named}}}" if cameras else first] + [f"[Camera(K, world_to_camera)] * len({first})"] * told
+    shape = "uint8 [B, H, W, 3]" + " each" * bool(cameras)
+    return [
+        "## Use", "", "```python", f"from rgb2pc_lib import {'Camera, ' * told}Embedder", "",
+        'embedder = Embedder.from_run("this/folder")',
+        f"embeddings = embedder({', '.join(given)})  # {shape} -> [B, E]", "```", "",
+    ]  # fmt: skip
 
 
 def _ledger(path: Path) -> pd.DataFrame:
@@ -168,13 +203,30 @@ def _limits(run: Run | CompactRun) -> list[str]:
     if ahead and isinstance(run, CompactRun):
         ahead = f"It sees one frame, but the fused student that it learned from was not live: {ahead}"
     lines = [ahead] * bool(ahead)
-    lines += [f"Trained on {summary['n_train']} frames" + (f", {more} of them without a cloud." if more else ".")]
+    lines += [
+        f"Trained on {summary['n_train']} {_frames(run)}" + (f", {more} of them without a cloud." if more else ".")
+    ]
+    if isinstance(run, Run) and (windows := window_words(run.config)):
+        lines.append(windows)
     what = "tasks" if isinstance(run, Run) and run.config.split_by == "task" else "episodes"
     lines += [
         f"Held out were {what} of the same recordings; other cameras, robots and scenes were not tried.",
         "It knows what its teacher knows: where the figures above are low, so is its use.",
         "One training; figures of other seeds will differ.",
     ]
+    if unknown := [name for name in _experts(run) if encoder_of(name) not in {*EXPERTS, RAYS}]:
+        lines.append(
+            f"No encoder is called {', '.join(unknown)}, so it takes no frames: give `embed_packs` their features."
+        )
+    if cameras := _cameras(run):
+        lines.append(
+            f"It sees through {', '.join(cameras)}: frames are given by camera, and one that fails is left out."
+        )
+    if _is_told(run):
+        lines.append(
+            "It is told where the calibrated camera of each frame stands: K, in pixels of the frames, and "
+            "world_to_camera, m, axes of OpenCV, from a world that lies as in training. Where they are wrong, so is it."
+        )
     if isinstance(run, CompactRun):
         lines.append("It sees one frame at a time, resized as a whole: things that are small in the image are lost.")
     return lines

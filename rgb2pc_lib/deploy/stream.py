@@ -162,12 +162,13 @@ class Stream:
         A frame is a PIL image, or an array or tensor: `[H, W, 3]` or `[3, H, W]`, uint8 or fractions from 0 to 1.
         Any size will do, but for an expert that sees several together a camera's must stay the same until `reset`.
         A run with rays is told `camera` too, K and world_to_camera of this frame; with `cameras`, those of each.
-        Raises InputError otherwise.
+        Raises InputError otherwise; what is refused was not seen, so the moment may be given again.
         """
         frames = [frame] if self.cameras is None else list(frame)
         if len(frames) != len(self.pasts):
             raise InputError(f"expected a frame of each of {len(self.pasts)} cameras, found {len(frames)}")
-        for number, (past, moment) in enumerate(zip(self.pasts, map(_as_moment, frames), strict=True)):
+        moments = [_as_moment(frame) for frame in frames]
+        for number, (past, moment) in enumerate(zip(self.pasts, moments, strict=True)):
             before = {k: size for m in past for k, size in _sizes(m)} if self.live.keeps > 1 else {}
             for name, size in _sizes(moment):
                 if (known := before.get(name, size)) != size:
@@ -175,11 +176,12 @@ class Stream:
                         f"camera {name or number}: expected {known[1]} x {known[0]} pixels as before, found "
                         f"{size[1]} x {size[0]}; reset() the stream where an episode begins"
                     )
-            past.append(moment)
         told = [camera] if isinstance(camera, Camera) else camera
         if told is not None and len(told) != len(self.pasts):
             raise InputError(f"expected the Camera of each of {len(self.pasts)} frames, found {len(told)}")
-        embedding, spatial = self._look(told)
+        seen = [deque([*past, moment], self.live.keeps) for past, moment in zip(self.pasts, moments, strict=True)]
+        embedding, spatial = self._look(seen, told)
+        self.pasts = seen
         if self.cameras is None:
             return Look(embedding[0], None if spatial is None else spatial[0])
         return Look(embedding, spatial)
@@ -189,17 +191,17 @@ class Stream:
         for number in range(len(self.pasts)) if cameras is None else cameras:
             self.pasts[number].clear()
 
-    def _look(self, cameras: Cameras) -> tuple[np.ndarray, np.ndarray | None]:
+    def _look(self, pasts: list[deque[Moment]], cameras: Cameras) -> tuple[np.ndarray, np.ndarray | None]:
         """Cameras of one size in one batch."""
-        sizes = [_sizes(past[-1]) for past in self.pasts]
+        sizes = [_sizes(past[-1]) for past in pasts]
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
         for size in dict.fromkeys(sizes):
             alike = [i for i, other in enumerate(sizes) if other == size]
             told = None if cameras is None else [cameras[i] for i in alike]
-            embedding, spatial = self.live([list(self.pasts[i]) for i in alike], self.done, told)
+            embedding, spatial = self.live([list(pasts[i]) for i in alike], self.done, told)
             for row, i in enumerate(alike):
                 found[i] = embedding[row], None if spatial is None else spatial[row]
-        rows = [found[i] for i in range(len(self.pasts))]
+        rows = [found[i] for i in range(len(pasts))]
         coarse = [spatial for _, spatial in rows if spatial is not None]
         return _numpy([embedding for embedding, _ in rows]), _numpy(coarse) if coarse else None
 
@@ -230,7 +232,9 @@ def as_frame(frame: Any) -> np.ndarray:
     """
     if isinstance(frame, Image.Image):
         return pixels_of(frame)
-    array = frame.detach().cpu().numpy() if isinstance(frame, Tensor) else np.asarray(frame)
+    if isinstance(frame, Tensor):  # numpy knows no bfloat16
+        frame = (frame.float() if frame.is_floating_point() else frame).detach().cpu()
+    array = np.asarray(frame)
     if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
     fractions = array.dtype.kind == "f" and array.size and 0 <= array.min() and array.max() <= 1

@@ -25,13 +25,14 @@ from rgb2pc_lib.data.states import poses, read_state, rows_of, state_file
 from rgb2pc_lib.encoders.extract import check_kept, list_frames, read_kept
 from rgb2pc_lib.encoders.images import Expert, square
 from rgb2pc_lib.encoders.pack_file import new_pack
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, tell
 
 NAME = "rays"
 GRID = 14, 14
 _DIRECTION, _MOMENT = (0.5, 1.0, 2.0, 4.0), (0.25, 0.5, 1.0, 2.0)  # half periods in one unit, and in one metre
 CHANNELS = 6 * (len(_DIRECTION) + len(_MOMENT))
 LICENCE, LAYER = "none needed", "Plücker"
+_FAR = 0.2  # of a side: cameras are off by a few hundredths; K of frames of half or twice the size by a quarter or more
 
 
 def plucker(K: np.ndarray, world_to_camera: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
@@ -91,7 +92,8 @@ class RayEncoder(Expert):
     def __call__(self, images: torch.Tensor, cameras: Cameras) -> torch.Tensor:
         """Tokens `[B, Hf, Wf, C]` float32 of the cameras of images `[B, H, W, 3]`.
 
-        Raises InputError where a camera is missing, or is none.
+        Raises InputError where a camera is missing, or is none. K that looks like that of larger or smaller frames is
+        told; it may be right, as of frames that were cut from others.
 
         >>> here = Camera(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), np.eye(4))
         >>> live_rays()(torch.zeros(1, 100, 100, 3), [here]).shape
@@ -103,8 +105,10 @@ class RayEncoder(Expert):
                 f"{len(cameras) if cameras else 'none'}; give K and world_to_camera beside the frames, or embed packs"
             )
         size = images.shape[1], images.shape[2]
-        rows = [ray_tokens(*_checked(np.asarray(K), np.asarray(pose)), size) for K, pose in cameras]
-        return torch.from_numpy(np.stack(rows)).to(self.device)
+        found = [_checked(np.asarray(K), np.asarray(pose)) for K, pose in cameras]
+        if cameras[0] is not SOMEWHERE:
+            _tell_far(np.stack([K for K, _ in found]), size)
+        return torch.from_numpy(np.stack([ray_tokens(*camera, size) for camera in found])).to(self.device)
 
 
 def live_rays(device: str = "cpu") -> RayEncoder:
@@ -129,6 +133,18 @@ def _checked(K: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return K, pose
 
 
+def _tell_far(K: np.ndarray, size: tuple[int, int]) -> None:
+    """Say where a principal point of `K [n, 3, 3]` lies far from the middle of images of height and width `size`."""
+    points, (height, width) = K[:, :2, 2] / K[:, 2:, 2], size
+    off = np.abs(points / (width, height) - 0.5).max(1)
+    if off.max() > _FAR:
+        x, y = points[off.argmax()]
+        tell(
+            f"expert {NAME}: K has its principal point at ({x:.0f}, {y:.0f}), far from the middle of frames of {width} "
+            f"x {height} pixels. Unless these were cut from others, K is of another size; scale it to theirs"
+        )
+
+
 def extract_rays(
     rgb_root: Path, state_root: Path, out: Path, *, tasks: Iterable[str] = (), faults: Faults = AT_ONCE,
     exclude: Exclusions = NOTHING, progress: bool = True,
@@ -136,7 +152,8 @@ def extract_rays(
     """Write `out/<task>/<episode>.pt` for every episode of frames; the numbers of packs (written, kept).
 
     The camera of a step is that of the state file: `K` and `world_to_camera`, one for the episode or one a step. Packs
-    of the same cameras are kept. Raises InputError for a missing root or task. An episode whose state lacks a step or
+    of the same cameras are kept. K that looks like that of larger or smaller frames is told.
+    Raises InputError for a missing root or task. An episode whose state lacks a step or
     the camera, or whose pack is of another camera, is put into `faults`.
 
     >>> extract_rays(workspace.rgb, workspace.state, Path("features_rays"))  # doctest: +SKIP
@@ -149,6 +166,7 @@ def extract_rays(
         with faults.at(f"{task}/{episode}"):
             size = image_size(files[0])
             K, pose = _cameras(state_file(state_root, task, episode), [step_name(file.name) for file in files])
+            _tell_far(K, size)
             meta = _meta(K, pose, size) | {"task_name": task, "episode_name": episode}
             if path.exists():
                 found = read_kept(path, files, exclude, (task, episode))

@@ -502,6 +502,17 @@ def look_ahead_words(summary: dict[str, Any]) -> str:
     return f"Trained with a view of the future: {'; '.join(seen)}. A robot has none of them." if seen else ""
 
 
+def window_words(config: Config) -> str:
+    """What a run was fitted to, in a sentence, where its samples are windows of steps; nothing where they are steps.
+
+    >>> window_words(Config(sample_unit="window", window=4))
+    'Trained and judged on windows of 4 steps, pooled: its figures say nothing of single frames.'
+    """
+    if config.pooled_unit != "window":
+        return ""
+    return f"Trained and judged on windows of {config.window} steps, pooled: its figures say nothing of single frames."
+
+
 def build_student(config: Config, channels: dict[str, int], embed_dim: int, blank: bool = False) -> Student:
     """The student that a config describes; a `blank` one takes no memory and waits for its weights."""
     settings: dict[str, Any] = dict(

@@ -43,6 +43,13 @@ def test_new_episodes_embed_without_their_clouds(left, tmp_path):
     assert np.isfinite(embeddings).all() and embeddings.shape == (12, tiny.TEACHER_WIDTH)
 
 
+def test_a_run_of_windows_says_that_it_embeds_steps(left, tmp_path, caplog):
+    config = dataclasses.replace(SMALL, sample_unit="window", window=3, save_dir=str(tmp_path / "windows"))
+    list(train(config.with_workspace(left)))
+    embed_packs(Run.open(tmp_path / "windows"), left)
+    assert "windows: Trained and judged on windows of 3 steps, pooled" in caplog.text
+
+
 def test_a_missing_expert_is_named(left, tmp_path):
     config = dataclasses.replace(SMALL, save_dir=str(tmp_path)).with_workspace(left)
     list(train(config))

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from rgb2pc_lib.data.workspace import PROJECT
-from rgb2pc_lib.deploy import hub
+from rgb2pc_lib.deploy import compact, hub
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.deploy.embed import Embedder
@@ -216,7 +216,7 @@ def test_another_cache_is_filled_where_it_is_named(server, tmp_path):
     assert found.folder.is_relative_to(tmp_path / "mine") and not (tmp_path / "hub_cache").exists()
 
 
-def test_a_folder_here_always_wins(server, tmp_path):
+def test_a_folder_here_always_wins(server, tmp_path, monkeypatch):
     push(share(made(tmp_path / "run"), tmp_path / "shared"), "somebody/opener")
     (tmp_path / "somebody").mkdir()
     mine = made(tmp_path / "somebody" / "opener", seed=9)
@@ -227,6 +227,13 @@ def test_a_folder_here_always_wins(server, tmp_path):
     for name in ("nowhere", "/no/where", "a/b/c", str(tmp_path / "nowhere")):
         with pytest.raises(InputError, match="holds no run .no config.json."):
             Embedder.from_run(name)
+    with pytest.raises(InputError, match="tools/frist: holds no run"):  # beside what is in the project
+        Embedder.from_run("tools/frist")
+    monkeypatch.setattr(compact, "PROJECT", tmp_path)
+    monkeypatch.setattr(hub, "PROJECT", tmp_path)
+    monkeypatch.chdir(tmp_path / "somebody")  # as notebooks run in a folder of the project
+    assert open_run("somebody/opener").folder == mine.folder
+    assert Embedder.from_run("somebody/opener", device="cpu").name == "opener"
     assert not server.asked
     with pytest.raises(InputError, match="leave the revision out"):
         Embedder.from_run("somebody/opener", revision="v1")

@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -89,9 +90,26 @@ def test_what_is_no_image_or_no_compact_student_is_refused(compact, tmp_path):
     for wrong in (torch.rand(3, SIZE, SIZE), torch.rand(1, SIZE, SIZE, 3), torch.zeros(1, 3, 8, 8, dtype=torch.int64)):
         with pytest.raises(InputError, match=r"expected images \[..., 3, H, W\] as uint8 or fractions"):
             eyes(wrong)
+    fractions = torch.rand(1, 3, SIZE, SIZE)
+    for wrong in (fractions * 255, (fractions - 0.45) / 0.22, fractions.half() + 0.1, fractions / 0):
+        with pytest.raises(InputError, match=r"fractions from 0 to 1, found .*; divide .* by 255, leave normal"):
+            eyes(wrong)
+    assert eyes(fractions * 1.002 - 0.001).isfinite().all()  # as resizing by others may leave them
     (tmp_path / "config.json").write_text(Config().to_json())
     with pytest.raises(InputError, match="expected a compact student, .* tools/train_compact.py --run"):
         PolicyBackbone.from_run(tmp_path)
+
+
+def test_it_is_compiled_traced_and_exported(compact):
+    eyes, images = PolicyBackbone.from_run(compact), torch.rand(2, 3, SIZE, SIZE)
+    expected = eyes(images)
+    compiled = torch.compile(eyes, backend="eager", fullgraph=True)
+    exported = torch.export.export(eyes, (images,)).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of shapes that become constants
+        traced = torch.jit.trace(eyes, (images,))
+    for module in (compiled, exported, traced):
+        torch.testing.assert_close(module(images), expected)
 
 
 # -- torchvision's layout

@@ -21,6 +21,7 @@ from rgb2pc_lib.deploy.stream import Stream, ThroughExperts, ThroughPixels, as_f
 from rgb2pc_lib.encoders.encode import past
 from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import EXPERTS, STANDINS, load_encoder
+from rgb2pc_lib.encoders.rays import CHANNELS, SOMEWHERE, live_rays
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
@@ -162,9 +163,12 @@ def test_frames_in_every_form_are_the_same_frame(live, rgb):
     forms = [
         image, Image.fromarray(image), torch.from_numpy(image), torch.from_numpy(image).permute(2, 0, 1),
         torch.from_numpy(image).permute(2, 0, 1) / 255, image.astype(np.float64) / 255, image[:, ::-1][:, ::-1],
+        torch.from_numpy(image).double() / 255,
     ]  # fmt: skip
     for form in forms:
         assert np.array_equal(as_frame(form), image) and as_frame(form).dtype == np.uint8
+    short = torch.from_numpy(image / 255).bfloat16()  # of 8 bits, which numpy does not know
+    assert np.array_equal(as_frame(short), (short.float() * 255).round().byte().numpy())
     assert np.array_equal(as_frame(Image.fromarray(image[..., 0])), np.repeat(image[..., :1], 3, 2))  # grey
     wrong = [image[..., 0], image.astype(np.float32), image.astype(np.int64), np.zeros((2, 4, 4, 3), np.uint8), "frame"]
     for form in [*wrong, np.full((4, 4, 3), np.nan)]:
@@ -180,6 +184,25 @@ def test_a_stream_says_what_is_wrong_with_its_frames(live, rgb):
     stream([image, image])
     with pytest.raises(InputError, match=r"camera 1: expected 112 x 16 pixels as before, found 64 x 16; reset\(\)"):
         stream([image, image[:, :64]])
+
+
+def test_what_a_stream_refuses_it_has_not_seen(live, rgb):
+    """A moment that is given again, after a fault, gives what it gives where nothing failed."""
+    f1, f2 = images(rgb, "episode_0000")[:2]
+    failing, never = Stream(live, cameras=2), Stream(live, cameras=2)
+    failing([f1, f1]), never([f1, f1])
+    for frames, camera in (([f2, None], None), ([f2, f2[:, :64]], None), ([f2, f2], [SOMEWHERE])):
+        with pytest.raises(InputError):
+            failing(frames, camera)
+    for found, wanted in zip(failing([f2, f2]), never([f2, f2]), strict=True):
+        assert np.array_equal(found, wanted)
+    student = Student({"vggt": live.encoders["vggt"].channels, "rays": CHANNELS}, 8, width=12).eval()
+    calibrated = ThroughExperts(student, {"vggt": live.encoders["vggt"], "rays": live_rays()}, {"vggt": WINDOW})
+    failing, never = Stream(calibrated), Stream(calibrated)
+    failing(f1, SOMEWHERE), never(f1, SOMEWHERE)
+    with pytest.raises(InputError, match="expert rays: expected the camera of each of 1 frames, found none"):
+        failing(f2)
+    assert np.array_equal(failing(f2, SOMEWHERE).embedding, never(f2, SOMEWHERE).embedding)
 
 
 def test_a_compact_student_streams_frames_of_any_size():
@@ -255,6 +278,12 @@ def test_frames_of_the_wrong_cameras_are_refused(two_cameras, rgb, compact_embed
         embedder({})
     with pytest.raises(InputError, match=r"as many images of each camera, found \[1, 2\]"):
         embedder({"head": image[None], "wrist": np.stack([image, image])})
+    for nothing, said in (
+        (None, r"expected RGB images \[B, H, W, 3\] in uint8, found \[1\] in object"),
+        (image[None][:0], r"expected one image or more, with pixels, found none in \[0, 16, 112, 3\]"),
+    ):
+        with pytest.raises(InputError, match=said):
+            compact_embedder(nothing)
     with pytest.raises(InputError, match="a compact student sees through one camera"):
         compact_embedder({"head": image[None]})
     with pytest.raises(InputError, match="a compact student sees through one camera"):

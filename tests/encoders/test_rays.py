@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scripts import load_script
 
@@ -11,7 +12,7 @@ from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.data.packs import FeaturePack
 from rgb2pc_lib.data.pairing import pair
 from rgb2pc_lib.data.workspace import SAMPLE, Workspace
-from rgb2pc_lib.encoders.rays import CHANNELS, GRID, extract_rays, plucker, ray_tokens
+from rgb2pc_lib.encoders.rays import CHANNELS, GRID, SOMEWHERE, Camera, extract_rays, live_rays, plucker, ray_tokens
 from rgb2pc_lib.errors import InputError
 
 K = np.array([[300.0, 0, 160], [0, 280, 120], [0, 0, 1]])
@@ -82,6 +83,21 @@ def test_a_moving_camera_has_tokens_of_its_own_at_each_step(episode):
     write(world_to_camera=poses[::-1].copy())
     with pytest.raises(InputError, match=r"ep_0.pt: this pack was made with weights .*; delete"):
         extract_rays(rgb, state, out, progress=False)
+
+
+def test_intrinsics_of_another_size_are_told(episode, caplog):
+    write, poses = episode
+    off = K + [[0, 0, 0.15 * SIZE[1]], [0, 0, -0.15 * SIZE[0]], [0, 0, 0]]  # more than cameras are off
+    for fitting in (K, off):
+        extract_rays(*write(K=fitting)[:2], Path(write()[2]) / str(fitting[0, 2]), progress=False)
+        live_rays()(torch.zeros(1, *SIZE, 3), [Camera(fitting, poses[0])])
+    live_rays()(torch.zeros(1, *SIZE, 3), [SOMEWHERE])  # what a look costs, anywhere
+    assert not caplog.text
+    extract_rays(*write(K=np.diag([2, 2, 1]) @ K), progress=False)
+    told = "expert rays: K has its principal point at (320, 240), far from the middle of frames of 320 x 240 pixels"
+    assert told in caplog.text and "scale it to theirs" in caplog.text
+    live_rays()(torch.zeros(2, *SIZE, 3), [Camera(K, poses[0]), Camera(np.diag([0.5, 0.5, 1]) @ K, poses[1])])
+    assert "at (80, 60), far from the middle of frames of 320 x 240" in caplog.text
 
 
 @pytest.mark.parametrize(
