@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -26,6 +26,21 @@ def add_flag(parser: ArgumentParser, field: dataclasses.Field[Any], kind: type, 
         parser.add_argument(name, choices=choices, default=default, help=text)
     else:
         parser.add_argument(name, type=kind, default=default, metavar=kind.__name__.upper(), help=text)
+
+
+def named(texts: Iterable[str], names: Collection[str]) -> dict[str, str]:
+    """What `--weights NAME=PATH ...` says, name -> path. Raises InputError for another form or name.
+
+    >>> named(["vggt=VGGT-1B/model.safetensors"], ["croco", "vggt"])
+    {'vggt': 'VGGT-1B/model.safetensors'}
+    """
+    found = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if name not in names or not path:
+            raise InputError(f"--weights: expected NAME=PATH with one of {', '.join(sorted(names))}, found {text}")
+        found[name] = path
+    return found
 
 
 def run_resumable(main: Callable[[], int | None]) -> None:

@@ -18,10 +18,12 @@ from itertools import islice
 from pathlib import Path
 
 from rgb2pc_lib import Embedder, InputError
+from rgb2pc_lib.command_line import named
 from rgb2pc_lib.data.files.faults import Faults
-from rgb2pc_lib.deploy.embed import embed_frames, save_embeddings
+from rgb2pc_lib.deploy.embed import embed_frames, refuse_unwritable, save_embeddings
 from rgb2pc_lib.deploy.frames import read_frames
 from rgb2pc_lib.deploy.profile import profile
+from rgb2pc_lib.encoders.images import EXPERTS
 
 
 def main(argv=None) -> int:
@@ -37,9 +39,7 @@ def main(argv=None) -> int:
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     a, faults = p.parse_args(argv), Faults()
     try:
-        weights = dict(text.split("=", 1) for text in a.weights if "=" in text)
-        if len(weights) < len(a.weights):
-            raise InputError(f"--weights: expected NAME=PATH, found {' '.join(a.weights)}")
+        weights = named(a.weights, EXPERTS)
         if a.profile:
             frames = [image for _, _, image in islice(read_frames(a.frames), 32)] if a.frames else []
             table = profile(a.run, a.device, weights, frames)
@@ -47,6 +47,7 @@ def main(argv=None) -> int:
             return 0
         if not a.frames or not a.out:
             raise InputError("expected frames to embed and --out FILE to write, or --profile; name them")
+        refuse_unwritable(a.out)
         embedder = Embedder.from_run(a.run, a.device, weights)
         if embedder.look_ahead:
             print(f"embed: {embedder.name}: {embedder.look_ahead}", file=sys.stderr)

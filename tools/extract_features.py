@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from rgb2pc_lib import InputError, Workspace
+from rgb2pc_lib.command_line import named
 from rgb2pc_lib.data.files.faults import Faults
 from rgb2pc_lib.data.workspace import SAMPLE, encoder_of
 from rgb2pc_lib.encoders.extract import disk_needs, extract
@@ -43,7 +44,6 @@ def parse(argv=None) -> argparse.Namespace:
         "--weights",
         nargs="+",
         default=[],
-        type=named,
         metavar="NAME=PATH",
         help="official weights of an expert: file, folder, or with --allow_download a hub repository",
     )
@@ -69,13 +69,6 @@ def parse(argv=None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def named(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name in EXPERTS and equals and path):
-        raise argparse.ArgumentTypeError(f"expected NAME=PATH with one of {', '.join(sorted(EXPERTS))}, found {text}")
-    return name, path
-
-
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -96,7 +89,7 @@ def main(argv=None) -> int:
         if not args.rgb_root:
             workspace.require("rgb")
         roots = {e: args.rgb_root or workspace.frames_of(e) or workspace.root("rgb") for e in outs}
-        weights = dict(args.weights)
+        weights = named(args.weights, EXPERTS)
         if not args.dry_run:  # all of them, before hours of work
             paths = {n: locate_weights(n, weights.get(n), args.allow_download) for n in args.encoder}
         layout = dict(window=args.window, stride=args.stride, causal=args.causal, dtype=args.dtype)

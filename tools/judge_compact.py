@@ -3,14 +3,17 @@
     python tools/judge_compact.py runs/compact/own-frames runs/compact/more-frames
 
 Prints quality, costs and the share of the fused student's advantage over the best expert that each one keeps; leaves
-ledger.csv in each folder and a figure beside the first. Exports to ONNX what is not exported yet.
+ledger.csv in each folder and a figure beside the first. Exports to ONNX what was not exported since it was trained.
 """
 
 import argparse
 import os
 import sys
 
-from rgb2pc_lib import CompactRun, InputError, export_run
+from rgb2pc_lib import CompactRun, InputError
+from rgb2pc_lib.command_line import named
+from rgb2pc_lib.deploy.export import exported
+from rgb2pc_lib.encoders.images import EXPERTS
 from rgb2pc_lib.judging.ledger import advantage_kept, judge
 from rgb2pc_lib.learning.runs import look_ahead_words
 from rgb2pc_lib.views.compact import ledger_figure
@@ -20,13 +23,19 @@ from rgb2pc_lib.views.plots import save_figure
 def main(argv=None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("runs", nargs="+", help="folders of compact students")
+    p.add_argument("--weights", nargs="+", default=[], metavar="NAME=PATH",
+                   help="official weights of experts that do not bring their own, for the costs")  # fmt: skip
     a = p.parse_args(argv)
     try:
-        runs = {f"compact, {(run := CompactRun.open(folder)).name}": run for folder in a.runs}
-        for run in runs.values():
-            if not run.file("model.onnx").exists():
-                export_run(run)
-        ledger = judge(runs)
+        weights = named(a.weights, EXPERTS)
+        opened = [CompactRun.open(folder) for folder in a.runs]
+        runs = {f"compact, {run.name}": run for run in opened}
+        if len(runs) < len(opened):
+            raise InputError(f"{', '.join(a.runs)}: expected folders of different names, which tell them apart in the "
+                             "table; rename one, or judge them apart")  # fmt: skip
+        for run in opened:
+            exported(run)
+        ledger = judge(runs, weights=weights)
     except InputError as e:
         print(f"judge_compact: {e}", file=sys.stderr)
         return 2

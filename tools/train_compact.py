@@ -17,8 +17,9 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 from tqdm import tqdm
 
 from rgb2pc_lib import CompactConfig, CompactRun, InputError, export_run, train_compact
-from rgb2pc_lib.command_line import add_flag
+from rgb2pc_lib.command_line import add_flag, named
 from rgb2pc_lib.data.workspace import portable
+from rgb2pc_lib.encoders.images import EXPERTS
 
 FOLDERS = ("run", "backbone_weights", "save_dir")
 
@@ -29,6 +30,8 @@ def parser() -> ArgumentParser:
     p.add_argument("--config", action="config", help="YAML file with any of these settings")
     p.add_argument("--resume", action="store_true", help="continue the training in --save_dir from its last checkpoint")
     p.add_argument("--onnx", action=ActionYesNo(no_prefix="no_"), default=True, help="export to ONNX at the end")
+    p.add_argument("--weights", nargs="+", default=[], metavar="NAME=PATH",
+                   help="official weights of experts that do not bring their own, for --more_rgb")  # fmt: skip
     types = typing.get_type_hints(CompactConfig)
     for f in dataclasses.fields(CompactConfig):
         text, default = f.metadata["help"], f.default
@@ -43,9 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given = parser().parse_args(argv).as_dict()
         resume, onnx, _ = given.pop("resume"), given.pop("onnx"), given.pop("config")
+        weights = named(given.pop("weights"), EXPERTS)
         given |= {name: portable(given[name]) for name in FOLDERS}
         config = CompactConfig(**{**given, "more_rgb": tuple(map(portable, given["more_rgb"]))})
-        loop = train_compact(config, resume)
+        loop = train_compact(config, resume, weights)
         stop = []
         signal.signal(signal.SIGINT, lambda *_: stop.append(1))
         bar = None  # not before the input has proved good

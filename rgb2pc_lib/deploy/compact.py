@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save as save_tensors
 
-from rgb2pc_lib.data.files.guarded import expect, read_npz, read_object
+from rgb2pc_lib.data.files.guarded import expect, read_npz
 from rgb2pc_lib.data.files.weights import read_weights
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import BACKBONES, Compact
 from rgb2pc_lib.deploy.hub import fetched, is_repository
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import ANEW, Run, RunFolder
+from rgb2pc_lib.learning.runs import ANEW, Run, RunFolder, is_compact
 from rgb2pc_lib.learning.settings import Settings, option, shared
 
 
@@ -88,10 +88,25 @@ class CompactRun(RunFolder):
     ('resnet18', 48, (72, 16))
     """
 
+    is_compact = True
+
     @property
     def config(self) -> CompactConfig:
         """The settings it was trained with."""
         return CompactConfig.read(self.file("config.json"))
+
+    def fused(self) -> Run:
+        """The run that it was distilled from. Raises InputError where that is not here.
+
+        >>> compact.fused().name
+        'run'
+        """
+        if not (run := self.config.run):
+            raise InputError(
+                f"{self.folder}: was shared, without the run that it was distilled from, whose frames are needed; use "
+                "the folder in which it was trained"
+            )
+        return Run.open(PROJECT / run)
 
     def compact(self) -> Compact:
         """The trained network in evaluation mode: frames `[B, S, S, 3]` (0 to 255, S its `size`) -> `[B, E]`.
@@ -147,6 +162,4 @@ def open_run(
     elif revision:
         raise InputError(f"{folder}: expected the name of a hub, owner/name, beside the revision {revision}, found a "
                          "name of this machine, which has none; leave the revision out")  # fmt: skip
-    run = Run.open(folder)
-    settings = read_object(run.file("config.json"), "copy the folder again")
-    return CompactRun(run.folder) if "backbone" in settings else run
+    return (CompactRun if is_compact(folder) else Run)(Path(folder))

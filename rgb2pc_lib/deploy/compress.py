@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
 from rgb2pc_lib.deploy.frames import frame_cache
+from rgb2pc_lib.deploy.lookup import needed_beside_frames, refuse_weights
 from rgb2pc_lib.deploy.places import missed, told_of_places, usual
 from rgb2pc_lib.deploy.targets import Targets, more_targets, own_targets
 from rgb2pc_lib.errors import InputError, tell
@@ -87,11 +88,14 @@ class Compression:
         return loss, terms
 
 
-def train_compact(config: CompactConfig, resume: bool = False) -> Generator[Progress]:
+def train_compact(
+    config: CompactConfig, resume: bool = False, weights: Mapping[str, str | Path] | None = None
+) -> Generator[Progress]:
     """Train a compact student and leave it in `config.folder`; yields after every step, resumes like `train`.
 
-    Raises InputError for bad input, when the folder already holds a run (unless it is to be resumed), and while another
-    training writes there.
+    `weights`: expert -> its official file or folder, for experts that do not bring their own and that frames of
+    `more_rgb` go through. Raises InputError for bad input, when the folder already holds a run (unless it is to be
+    resumed), and while another training writes there.
 
     >>> config = CompactConfig(run=str(run.folder), save_dir=str(folder / "small"), size=32, steps=2, batch_size=16)
     >>> [progress.step for progress in train_compact(config)]
@@ -100,10 +104,10 @@ def train_compact(config: CompactConfig, resume: bool = False) -> Generator[Prog
     True
     """
     with claim(config.folder):
-        yield from _train(config, resume)
+        yield from _train(config, resume, weights or {})
 
 
-def _train(config: CompactConfig, resume: bool) -> Generator[Progress]:
+def _train(config: CompactConfig, resume: bool, weights: Mapping[str, str | Path]) -> Generator[Progress]:
     if not config.run:
         raise InputError("--run: name the folder of the finished run to distil")
     if ranks.world() > 1:
@@ -114,10 +118,13 @@ def _train(config: CompactConfig, resume: bool) -> Generator[Progress]:
     run = CompactRun(config.folder)
     state = begin(run, config, resume)
     fused = Run.open(PROJECT / config.run)
-    data = gather_targets(fused, [PROJECT / root for root in config.more_rgb], config.device, config.spatial)
+    refuse_weights(weights, fused.config.vis_roots, str(fused.folder))
+    more = [PROJECT / root for root in config.more_rgb]
+    data = gather_targets(fused, more, config.device, config.spatial, weights)
     pixels = frame_cache(data.files, config.size)
     side, watched = _watched(fused, data)
-    data = without_twins(data, pixels)
+    seen = frame_cache(watched.files, config.size)
+    data = without_twins(data, pixels, watched, seen)
     refuse_few_negatives(config, data.keys[~data.held_out])
     network = build(config, data)
     last = torch.channels_last
@@ -125,7 +132,6 @@ def _train(config: CompactConfig, resume: bool) -> Generator[Progress]:
     learner = Learner(Compression(config, network, data))
     own = np.arange(len(fused.embeddings()["held_out"]))  # the run's own steps stand first
     usually = None if network.spatial is None else network.spatial.usual.cpu().numpy()
-    seen = frame_cache(watched.files, config.size)
 
     def curve() -> dict[str, float]:
         embedding, spatial = look_at_pixels(network, seen, np.arange(len(seen)))
@@ -158,28 +164,38 @@ def _watched(fused: Run, data: Targets) -> tuple[str, Targets]:
     return "held-out", data.take(np.flatnonzero(data.held_out))
 
 
-def gather_targets(fused: Run, more_rgb: list[Path], device: str = "auto", spatial: bool = False) -> Targets:
-    """The run's own steps first, then the frames of every further folder."""
+def gather_targets(
+    fused: Run, more_rgb: list[Path], device: str = "auto", spatial: bool = False,
+    weights: Mapping[str, str | Path] | None = None,
+) -> Targets:  # fmt: skip
+    """The run's own steps first, then the frames of every further folder.
+
+    Raises InputError as `own_targets` does, and for further frames where the run needs more than those to embed them.
+    """
+    if more_rgb and (needed := needed_beside_frames(fused.config.vis_roots)):
+        raise InputError(f"--more_rgb: {fused.folder} needs {needed}, which frames alone do not tell; leave it out")
     data = own_targets(fused, spatial=spatial, device=device)
     for root in more_rgb:
-        data = data + more_targets(fused, root, device=device, spatial=spatial)
+        data = data + more_targets(fused, root, device=device, spatial=spatial, weights=weights)
     return data
 
 
-def without_twins(data: Targets, pixels: np.ndarray) -> Targets:
-    """The same, where a training frame that is, pixel by pixel, one of the held-out frames takes no part; that is told.
+def without_twins(data: Targets, pixels: np.ndarray, watched: Targets, seen: np.ndarray) -> Targets:
+    """The same, where a training frame that is, pixel by pixel, held out or watched takes no part; that is told.
 
-    Frames of a simulator may be the same in several episodes, as before anything has moved.
+    `pixels` and `seen` are the frames `[n, S, S, 3]` of both. Those of a simulator may be the same in several episodes,
+    as before anything has moved.
     """
-    prints = [hash(frame.tobytes()) for frame in pixels]
-    held = {prints[i]: i for i in np.flatnonzero(data.held_out)}
+    guarded = [(data.files[i], pixels[i]) for i in np.flatnonzero(data.held_out)]
+    guarded += zip(watched.files, seen, strict=True)
+    held = {hash(frame.tobytes()): (file, frame) for file, frame in guarded}
     twins = {
-        i: j for i in np.flatnonzero(~data.held_out)
-        if (j := held.get(prints[i])) is not None and np.array_equal(pixels[i], pixels[j])
+        i: known[0] for i in np.flatnonzero(~data.held_out)
+        if (known := held.get(hash(pixels[i].tobytes()))) is not None and np.array_equal(pixels[i], known[1])
     }  # fmt: skip
     if twins:
-        i, j = next(iter(twins.items()))
-        tell(f"{data.files[i]}: the same pixels as the held-out {data.files[j]}; "
+        i, twin = next(iter(twins.items()))
+        tell(f"{data.files[i]}: the same pixels as {twin}, which is for judging; "
              f"{len(twins)} training frame(s) like it are left out")  # fmt: skip
     return replace(data, held_out=data.held_out | np.isin(np.arange(len(pixels)), list(twins)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,8 +29,10 @@ from rgb2pc_lib.deploy.lookup import (
     Images,
     at_places,
     frame_tokens,
+    needed_beside_frames,
     open_encoder,
     refuse_cameras,
+    refuse_weights,
     seen_by,
 )
 from rgb2pc_lib.deploy.stream import Live, Look, Stream, ThroughExperts, ThroughPixels
@@ -107,7 +110,7 @@ class Embedder:
 
     @classmethod
     def from_run(
-        cls, run: Run | CompactRun | str | Path, device: str = "auto", weights: dict[str, str | Path] | None = None,
+        cls, run: Run | CompactRun | str | Path, device: str = "auto", weights: Mapping[str, str | Path] | None = None,
         window: int = 0, stride: int = 0, revision: str | None = None, cache: str | Path | None = None,
         offline: bool = False,
     ) -> Embedder:  # fmt: skip
@@ -124,8 +127,8 @@ class Embedder:
             cache: of a hub: folder of what is fetched; none: huggingface_hub's own.
             offline: of a hub: do not ask it, take what was fetched before.
 
-        Raises InputError when the folder holds no finished run, the hub does not give one, or an expert has no encoder
-        or no weights here.
+        Raises InputError when the folder holds no finished run, the hub does not give one, an expert has no encoder or
+        no weights here, or weights are of none of its experts.
 
         >>> Embedder.from_run(compact.folder, device="cpu").name
         'compact'
@@ -134,12 +137,14 @@ class Embedder:
         run = open_run(run, revision, cache, offline)
         called = str(asked) if isinstance(asked, str | Path) and is_repository(asked) else run.name
         if isinstance(run, CompactRun):
+            refuse_weights(weights, (), called)
             if ahead := run.finished and look_ahead_words(run.summary):
                 tell(f"{called}: sees one frame, but the fused student that it learned from was not live. {ahead}")
             pixels = ThroughPixels(run.compact().to(on))
             return cls(called, partial(_through_pixels, pixels.network), live=pixels)
         _tell_windows(run, called)
         student, summary = run.student()[0].to(on), run.summary
+        refuse_weights(weights, student.experts, called)
         loaded = {n: open_encoder(n, str(on), weights.get(n)) for n in dict.fromkeys(map(encoder_of, student.experts))}
         encoders = {name: loaded[encoder_of(name)] for name in student.experts}
         cuts = {name: _cut(sight, window, stride) for name, sight in sights(summary).items() if name in encoders}
@@ -258,8 +263,16 @@ def embed_frames(
     """Names and embeddings `[n, E]` of images, folders of images and videos (`frames.read_frames`).
 
     Frames are decoded and embedded `batch` at a time; where an expert sees frames together, a folder or video at once.
-    What cannot be read or embedded is put into `faults`. Raises InputError where nothing is left.
+    What cannot be read or embedded is put into `faults`. Raises InputError where nothing is left, and before anything
+    is read for a run that needs more than frames of one camera: rays, or cameras by name.
     """
+    if batch < 1:
+        raise InputError(f"--batch: expected at least 1, found {batch}")
+    if needed := needed_beside_frames(getattr(embedder.live, "encoders", ())):
+        raise InputError(
+            f"{embedder.name}: needs {needed}, which frames alone do not tell; embed its packs with embed_packs, or "
+            "give it to the Embedder from Python"
+        )
     names, rows = [], []
     with tqdm(desc=embedder.name, unit="frame", disable=not progress) as bar:
         frames = read_frames(sources, every, faults)
@@ -273,17 +286,21 @@ def embed_frames(
     return names, np.concatenate(rows)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Raises InputError for what `save_embeddings` does not write: another ending, or parquet without its package."""
+    if path.suffix not in (".npz", ".parquet"):
+        raise InputError(f"{path}: expected a name that ends in .npz or .parquet")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise InputError(f"{path}: parquet needs pyarrow; run: pip install 'rgb2pc[import]', or write .npz")
+
+
 def save_embeddings(path: Path, names: list[str], embeddings: np.ndarray) -> None:
     """Write `.npz` (arrays `names` and `embeddings`) or `.parquet` (columns `name` and `embedding`).
 
-    Raises InputError for another ending and where parquet's package is missing.
+    Raises InputError as `refuse_unwritable` does.
     """
+    refuse_unwritable(path)
     if path.suffix == ".npz":
         return write_atomic(path, lambda p: np.savez(p, names=np.array(names), embeddings=embeddings))
-    if path.suffix != ".parquet":
-        raise InputError(f"{path}: expected a name that ends in .npz or .parquet")
     table = pd.DataFrame({"name": names, "embedding": list(embeddings)})
-    try:
-        write_atomic(path, lambda p: table.to_parquet(p, engine="pyarrow", index=False))
-    except ImportError:
-        raise InputError(f"{path}: parquet needs pyarrow; run: pip install 'rgb2pc[import]', or write .npz") from None
+    write_atomic(path, lambda p: table.to_parquet(p, engine="pyarrow", index=False))

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rgb2pc_lib.data.files.guarded import read_object
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.frames import frame_cache, resized
@@ -28,7 +28,6 @@ from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.encoders.rays import Cameras
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.metrics import unit
-from rgb2pc_lib.learning.runs import Run
 
 OPSET = 20
 OPSETS = range(17, 21)  # tried
@@ -180,7 +179,7 @@ def export_run(
     """Export into the run's own folder and check the files on real held-out frames; the parity is kept in `onnx.json`.
 
     Of a ResNet the weights are left there too under torchvision's names, `torchvision.pth`. Files of an earlier export
-    that are not asked for are removed: they may be of other weights.
+    that are not asked for are removed, as they may be of other weights, and `exports.csv`, the table of them.
 
     Args:
         kinds: "fp32" is always there; "fp16" halves the file, "int8" quarters it and is faster on processors. It is
@@ -197,10 +196,10 @@ def export_run(
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"--kinds {unknown[0]}: expected some of {', '.join(KINDS)}")
-    network, data = run.compact(), own_targets(Run.open(PROJECT / run.config.run))
+    network, data = run.compact(), own_targets(run.fused())
     frames = frame_cache(data.files, network.size)
     judged = frames[np.flatnonzero(data.held_out)[:_CHECKED]]
-    for name in KINDS.values():
+    for name in (*KINDS.values(), "onnx.json", "exports.csv"):
         run.file(name).unlink(missing_ok=True)
     path = export_onnx(network, run.folder, opset)
     found: dict[str, Any] = parity(network, path, judged) | {"opset": opset, "bytes": path.stat().st_size}
@@ -220,3 +219,15 @@ def export_run(
     if run.config.backbone.startswith("resnet"):
         save_torchvision(network, run.file("torchvision.pth"))
     return found
+
+
+def exported(run: CompactRun) -> dict[str, Any]:
+    """What `export_run` told of a compact student, which is exported first where that was not done since its training.
+
+    >>> exported(compact) == export_run(compact) == exported(compact)
+    True
+    """
+    told, model, weights = files = [run.file(name) for name in ("onnx.json", "model.onnx", "model.safetensors")]
+    if all(file.exists() for file in files) and told.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
+        return read_object(told, "delete it, and it is exported again")
+    return export_run(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,30 @@ def seen_by(expert: str, images: Images) -> np.ndarray | None:
             )
         return images
     return images.get(camera)
+
+
+def needed_beside_frames(experts: Collection[str]) -> str:
+    """What experts need that frames of one camera do not tell, in words; nothing where frames are enough.
+
+    >>> needed_beside_frames(["xfeat", "rays"]), needed_beside_frames(["xfeat@head", "xfeat@wrist"])
+    ('where the camera of each frame stands', 'the frames of head, wrist by name')
+    >>> needed_beside_frames(["xfeat"])
+    ''
+    """
+    cameras = dict.fromkeys(map(camera_of, experts))
+    if any(cameras):
+        return f"the frames of {', '.join(cameras)} by name"
+    return "where the camera of each frame stands" if rays.NAME in map(encoder_of, experts) else ""
+
+
+def refuse_weights(weights: Iterable[str], experts: Iterable[str], owner: str) -> None:
+    """Raises InputError for weights, by name, of what is none of the owner's experts."""
+    known = list(dict.fromkeys(map(encoder_of, experts)))
+    if strange := [name for name in weights if name not in known]:
+        raise InputError(
+            f"weights of {', '.join(strange)}: not asked for by {owner}, whose experts are "
+            f"{', '.join(known) or 'none'}; leave them out"
+        )
 
 
 def refuse_cameras(experts: Iterable[str], images: Images) -> None:

@@ -5,11 +5,13 @@ Each way is measured in a fresh process that does nothing else, one frame of one
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from rgb2pc_lib.data.workspace import camera_of
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.deploy.export import ThroughOnnx, onnx_devices
+from rgb2pc_lib.deploy.lookup import Images
 from rgb2pc_lib.deploy.stream import Live, Stream
 from rgb2pc_lib.encoders.rays import SOMEWHERE
 from rgb2pc_lib.learning.prepare import pick_device
@@ -61,24 +64,45 @@ def profile(
         ways += [("ONNX", on) for on in onnx_devices() if on in {name.split(":")[0] for name in wanted}]
     tables = []
     for engine, on in ways:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            measured = alone.submit(_measure, str(run.folder), engine, on, weights, given, repeats, threads).result()
-        tables.append(_table(f"{engine}, {on}", *measured))
+        found = alone(run.folder, engine, on, weights, given, repeats, threads)
+        tables.append(_table(f"{engine}, {on}", found.frames, found.memory))
     return pd.concat(tables, ignore_index=True)
+
+
+class Measured(NamedTuple):
+    """What a way from frames to embeddings takes."""
+
+    frames: list[dict[str, tuple[float, float]]]  # of each, part -> seconds by the clock and of the processor
+    memory: float  # MB
+    parameters: int  # learned or loaded, of torch
+
+
+def alone(
+    folder: Path, engine: str, device: str, weights: Mapping[str, str | Path] | None, frames: list[np.ndarray],
+    repeats: int, threads: int,
+) -> Measured:  # fmt: skip
+    """A run's way through an engine, "torch" or "ONNX", in a fresh process that does nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(_measure, str(folder), engine, device, weights, frames, repeats, threads).result()
+
+
+def as_seen(live: Live | None, image: np.ndarray) -> Images:
+    """An image, or images, as seen by every camera of what is live: by name, where they have names."""
+    cameras = dict.fromkeys(camera_of(name) for name in getattr(live, "encoders", ()))
+    return dict.fromkeys(cameras, image) if any(cameras) else image
 
 
 def _measure(
     folder: str, engine: str, device: str, weights: Mapping[str, str | Path] | None, frames: list[np.ndarray],
     repeats: int, threads: int,
-) -> tuple[list[dict[str, tuple[float, float]]], float]:  # fmt: skip
-    """Of each frame, part -> seconds by the clock and of the processor; and the memory in MB."""
+) -> Measured:  # fmt: skip
     torch.set_num_threads(threads)
     gpu, before = device.startswith("cuda"), peak_memory()
     live: Live | None
     if engine == "ONNX":
         live = ThroughOnnx(Path(folder) / "model.onnx", threads, device.split(":")[0])
     else:
-        live = Embedder.from_run(folder, device, dict(weights or {})).live
+        live = Embedder.from_run(folder, device, weights).live
     assert live is not None  # every embedder of a run has one
     parts: dict[str, tuple[float, float]] = {}
     last = 0.0, 0.0
@@ -94,8 +118,7 @@ def _measure(
         parts[part] = clock - last[0], processor - last[1]
         last = clock, processor
 
-    through = {camera_of(name) for name in getattr(live, "encoders", ())}
-    moments = [dict.fromkeys(through, frame) if any(through) else frame for frame in frames]
+    moments = [as_seen(live, frame) for frame in frames]
     stream, rows = Stream(live, done=done), []
     for n in range(_WARM + live.keeps + repeats):
         parts.clear()
@@ -104,7 +127,9 @@ def _measure(
         end = now()
         rows.append({WHOLE: (end[0] - start[0], end[1] - start[1]), **parts})
     memory = torch.cuda.max_memory_allocated() / 2**20 if gpu and engine == "torch" else peak_memory() - before
-    return rows[-repeats:], memory
+    everything = gc.get_objects()
+    parameters = {id(p): p.numel() for p in everything if issubclass(type(p), torch.nn.Parameter)}  # wakes no proxy
+    return Measured(rows[-repeats:], memory, sum(parameters.values()))
 
 
 def _table(way: str, rows: list[dict[str, tuple[float, float]]], memory: float) -> pd.DataFrame:

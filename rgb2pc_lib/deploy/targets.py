@@ -7,6 +7,7 @@ other episodes go through the run's experts once, an episode at a time. What is 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,11 @@ from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import natural_key, step_name
 from rgb2pc_lib.data.pictures import RULES
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, ordered_plans
-from rgb2pc_lib.data.workspace import CACHE
+from rgb2pc_lib.data.workspace import CACHE, camera_of
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.encoders.extract import Frames, list_frames
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.models import SIDE
 from rgb2pc_lib.learning.prepare import Data, pick_device
 from rgb2pc_lib.learning.runs import Run
 
@@ -60,12 +62,20 @@ class Targets:
 def own_targets(run: Run, judged: str = "held_out", spatial: bool = False, device: str = "auto") -> Targets:
     """The run's own steps, held out as they were there (`judged` as in `Run.embeddings`).
 
-    The embeddings are those in the run's folder. `spatial` tokens are made from its packs.
+    The embeddings are those in the run's folder. `spatial` tokens are made from its packs. Of a run of several cameras
+    the frames and the spatial tokens are the first one's, the embeddings are fused from all.
     Raises InputError where a frame is missing, and where the packs are not those that it was trained on.
     """
     if run.config.sample_unit != "step":
         raise InputError(f"{run.folder}: its samples are windows, a compact student sees one frame; train it on steps")
     root = run.config.workspace.root("rgb")
+    seen = list(dict.fromkeys(map(camera_of, run.config.vis_roots)))  # in the order of spatial tokens
+    camera = next(iter(run.config.camera_roots), "")
+    if camera not in seen:
+        raise InputError(
+            f"{run.folder}: a compact student sees the frames of the first camera, {camera}, but none of the run's "
+            "experts does; distil a run with one"
+        )
     stored, every = run.embeddings(judged), run.embeddings_of_all()
     keys = pd.DataFrame({k: stored[k] for k in ("task", "episode", "step", "time")})
     frames = {(*key, step_name(file.name)): file for key, files in list_frames(root).items() for file in files}
@@ -77,11 +87,12 @@ def own_targets(run: Run, judged: str = "held_out", spatial: bool = False, devic
     if not spatial:
         return Targets(keys, files, embeddings, stored["held_out"])
     others = every["validation" if judged == "held_out" else "held_out"]
-    return Targets(keys, files, embeddings, stored["held_out"], _from_packs(run, every, device)[~others])
+    places = slice(seen.index(camera) * SIDE**2, (seen.index(camera) + 1) * SIDE**2)
+    return Targets(keys, files, embeddings, stored["held_out"], _from_packs(run, every, device)[~others, places])
 
 
 def _from_packs(run: Run, stored: dict[str, np.ndarray], device: str) -> np.ndarray:
-    """The spatial tokens `[n, P, D]` of all the run's samples, in the order of its embeddings."""
+    """The spatial tokens `[n, P, D]` of all the run's samples, of all its cameras, in the order of its embeddings."""
     samples = Data.open(run.config).samples
     packs = {f"{name}/{'/'.join(key)}": p.path for name, of in samples.pairing.packs.items() for key, p in of.items()}
     store = _home(run) / f"own-{_stamp(packs)}.npz"
@@ -108,11 +119,13 @@ def _from_packs(run: Run, stored: dict[str, np.ndarray], device: str) -> np.ndar
 
 
 def more_targets(
-    run: Run, rgb_root: Path, batch: int = 8, device: str = "auto", progress: bool = True, spatial: bool = False
-) -> Targets:
+    run: Run, rgb_root: Path, batch: int = 8, device: str = "auto", progress: bool = True, spatial: bool = False,
+    weights: Mapping[str, str | Path] | None = None,
+) -> Targets:  # fmt: skip
     """Frames `<rgb_root>/<task>/<episode>/<step>.jpg` that the run has not seen, all for training.
 
-    Killed? The next call goes on with the first episode that is not embedded yet.
+    Killed? The next call goes on with the first episode that is not embedded yet. `weights`: expert -> its official
+    file or folder, for experts that do not bring their own.
     """
     wanted = ["embeddings"] + ["spatial"] * spatial
     episodes = list_frames(rgb_root)
@@ -121,7 +134,7 @@ def more_targets(
     known = {key: _stored(store, *wanted) for key, store in stores.items()}
     missing = [key for key, tables in known.items() if tables is None]
     missing.sort(key=lambda key: natural_key(key[1]))  # the first episodes of all tasks, then the second ones
-    embedder = Embedder.from_run(run, device) if missing else None
+    embedder = Embedder.from_run(run, device, weights) if missing else None
     with tqdm(total=sum(len(episodes[k]) for k in missing), unit="frame", disable=not missing or not progress) as bar:
         bar.set_description(f"targets of {run.name}")
         for key in missing:

@@ -11,7 +11,6 @@ import torch
 
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.pictures import read_image
-from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.deploy.export import KINDS, ThroughOnnx, export_run
@@ -20,7 +19,6 @@ from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.judging.evaluate import Questions, judge_embeddings
 from rgb2pc_lib.judging.ledger import at_once, in_turns, judge_places
 from rgb2pc_lib.judging.probes import PROBES
-from rgb2pc_lib.learning.runs import Run
 
 TORCH = "torch"
 _BATCH = 32
@@ -38,7 +36,7 @@ def judge_exports(run: CompactRun, opset: int = 20, repeats: int = 9, threads: i
     Raises InputError as `export_run` does.
     """
     told = export_run(run, tuple(KINDS), opset)
-    fused = Run.open(PROJECT / run.config.run)
+    fused = run.fused()
     e, data, network = run.embeddings(), own_targets(fused), run.compact()
     questions = Questions.of(fused, fused.config.workspace.state)
     pixels, images = frame_cache(data.files, network.size), np.stack([read_image(file) for file in data.files[:4]])

@@ -5,11 +5,8 @@ The embedding and the spatial tokens are judged alike; what is said of the token
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,15 +15,15 @@ import pandas as pd
 import torch
 
 from rgb2pc_lib.data.files.writing import write_atomic
-from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.deploy.export import ThroughOnnx
-from rgb2pc_lib.deploy.profile import peak_memory
+from rgb2pc_lib.deploy.lookup import refuse_weights
+from rgb2pc_lib.deploy.profile import alone, as_seen
 from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.encoders.extract import Frames, list_frames
 from rgb2pc_lib.encoders.rays import SOMEWHERE
-from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.judging.evaluate import Judgement, Questions, judge_features, judge_run
 from rgb2pc_lib.judging.rivals import components, pooled_blocks
 from rgb2pc_lib.judging.verdicts import APART, ahead, difference, figures, share, told
@@ -40,22 +37,27 @@ _TOLD = [f"R2 {of}{probe}" for of in ("", PLACES) for probe in ("tcp", "object",
 COSTS = ("parameters, M", "CPU ms a frame", "memory, MB")
 
 
-def judge(compacts: dict[str, CompactRun], repeats: int = 9) -> Judgement:
+def judge(
+    compacts: dict[str, CompactRun], repeats: int = 9, weights: Mapping[str, str | Path] | None = None
+) -> Judgement:
     """The whole ledger of compact students of one run: quality and costs. Also left in each one's `ledger.csv`.
 
-    Its `long` has the columns hop, measure, value; its `episodes` are what intervals are made from.
+    Its `long` has the columns hop, measure, value; its `episodes` are what intervals are made from. `weights`: as in
+    `costs`.
 
     Raises InputError when they are of different runs, or made from other embeddings than the run now holds.
     """
     sources = {run.config.run for run in compacts.values()}
     if len(sources) != 1:
         raise InputError(f"compact students of different runs: {', '.join(sorted(sources))}; judge them apart")
-    fused = Run.open(PROJECT / sources.pop())
+    fused = next(iter(compacts.values())).fused()
+    refuse_weights(weights or {}, fused.config.vis_roots, str(fused.folder))
     root = fused.config.workspace.root("rgb")
     files = next(iter(list_frames(root, fused.config.tasks).values()))
     images = Frames(files)[:8]
     found = quality(compacts, fused)
-    table = pd.concat([found.long, costs({FUSED: fused, **compacts}, images, repeats)], ignore_index=True)
+    priced = costs({FUSED: fused, **compacts}, images, repeats, weights=weights)
+    table = pd.concat([found.long, priced], ignore_index=True)
     for run in compacts.values():
         write_atomic(run.file("ledger.csv"), lambda p: table.to_csv(p, index=False))
     return Judgement(table, found.episodes)
@@ -159,7 +161,8 @@ def in_words(ledger: Judgement) -> list[str]:
             said.append(f"{line}; {_kept_words(row)}")
         for hop in (name, f"{name}, ONNX"):
             if hop in times:
-                said.append(f"{hop}: {times[hop]:.0f} CPU ms a frame, {times[FUSED] / times[hop]:.0f} times faster")
+                faster = f", {times[FUSED] / times[hop]:.0f} times faster" if FUSED in times else ""
+                said.append(f"{hop}: {times[hop]:.0f} CPU ms a frame{faster}")
     return [*said, "One training each: what another seed changes is not in these figures."]
 
 
@@ -170,27 +173,42 @@ def _kept_words(row) -> str:
     return f"keeps {row.kept:.0%} [{row.low:.0%}, {row.high:.0%}] of what fusion gained over {row[2]}"
 
 
-def costs(runs: Mapping[str, Run | CompactRun], images: np.ndarray, repeats: int = 5, threads: int = 1) -> pd.DataFrame:
+def costs(
+    runs: Mapping[str, Run | CompactRun], images: np.ndarray, repeats: int = 5, threads: int = 1,
+    weights: Mapping[str, str | Path] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Time, parameters and memory of every way from RGB to embedding, long: hop, measure, value.
 
     Times are of one frame at a time, in seconds of the processor, which other programs disturb little, taken in this
     process in turns; the median counts. Parameters and memory are those of a fresh process that does nothing else: all
     tensors that it learned or loaded, and how much its peak grew over that of a process with the libraries alone.
-    A compact student with an ONNX file has a second line, "<name>, ONNX".
+    A compact student with an ONNX file has a second line, "<name>, ONNX". `weights`: expert -> its official file or
+    folder, for experts that do not bring their own; a run whose experts cannot be opened has no line, and that is told.
+    Frames `images` `[n, H, W, 3]` uint8 are seen by every camera of a run.
     """
     before = torch.get_num_threads()
+    given = {name: weights if isinstance(run, Run) else None for name, run in runs.items()}
     torch.set_num_threads(threads)
     try:
         ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         for name, run in runs.items():
-            ways[name] = partial(Embedder.from_run(run, "cpu"), cameras=[SOMEWHERE])
+            try:
+                embedder = Embedder.from_run(run, "cpu", given[name])
+            except InputError as e:
+                if isinstance(run, CompactRun):
+                    raise
+                tell(f"{name}: no costs, as its experts cannot be opened here: {e}")
+                continue
+            ways[name] = partial(_embedded, embedder)
             if run.file("model.onnx").exists():
                 ways[f"{name}, ONNX"] = partial(at_once, ThroughOnnx(run.file("model.onnx"), threads))
         rows = {name: {COSTS[1]: ms} for name, ms in in_turns(ways, images, repeats).items()}
     finally:
         torch.set_num_threads(before)
     for name, run in runs.items():
-        rows[name] |= _alone(run.folder, images[0])
+        if name in rows:
+            found = alone(run.folder, "torch", "cpu", given[name], [images[0]], 1, 1)
+            rows[name] |= {COSTS[0]: found.parameters / 1e6, COSTS[2]: found.memory}
     return _long(rows)
 
 
@@ -211,19 +229,8 @@ def at_once(live: ThroughOnnx, images: np.ndarray) -> np.ndarray:
     return live([[image] for image in images])[0].numpy()
 
 
-def _alone(folder: Path, image: np.ndarray) -> dict[str, float]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-        return alone.submit(_measure, str(folder), image).result()
-
-
-def _measure(folder: str, image: np.ndarray) -> dict[str, float]:
-    torch.set_num_threads(1)
-    before = peak_memory()
-    embedder = Embedder.from_run(PROJECT / folder, "cpu")
-    embedder(image[None], [SOMEWHERE])
-    everything = gc.get_objects()
-    parameters = {id(p): p.numel() for p in everything if issubclass(type(p), torch.nn.Parameter)}  # wakes no proxy
-    return {COSTS[0]: sum(parameters.values()) / 1e6, COSTS[2]: peak_memory() - before}
+def _embedded(embedder: Embedder, images: np.ndarray) -> np.ndarray:
+    return embedder(as_seen(embedder.live, images), [SOMEWHERE])
 
 
 def _long(rows: dict[str, dict[str, float]]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,12 @@ ANCHORS = ("first", "middle", "last", "random")
 ANEW = "restore it from a copy, or make it anew with --resume"
 OVER = "delete it, and with --resume the training starts over"
 _CURVE = "delete it; only the curve of what was trained so far is lost"
+_OTHER_KIND = {  # whether a compact student was found -> what to do
+    True: "expected a run of experts, found a compact student, which tools/embed.py, tools/export.py, "
+    "tools/judge_compact.py and tools/share.py take; name the run that it was distilled from",
+    False: "expected a compact student, found a run that needs its experts; distil it into one with "
+    "tools/train_compact.py --run {folder}",
+}
 _EMBEDDINGS = {
     "student": ("f", "nE"), "teacher": ("f", "nT"), "task": ("U", "n"), "episode": ("U", "n"), "step": ("U", "n"),
     "time": ("iuf", "n"), "held_out": ("b", "n"), "validation?": ("b", "n"), "gates?": ("f", "nM"),
@@ -269,15 +275,29 @@ class Config(Settings):
         )
 
 
+def is_compact(folder: str | Path) -> bool:
+    """Whether the run in a folder is a compact student, by its settings. Raises InputError when it holds no run.
+
+    >>> is_compact(run.folder), is_compact(compact.folder)
+    (False, True)
+    """
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder}: holds no run (no config.json); train one with tools/train_rgb2pc_distill.py")
+    return "backbone" in read_object(path)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """What the folders of all trainings have in common, whatever is trained: a `Run`'s, and a compact student's."""
 
     folder: Path
 
+    is_compact: ClassVar[bool] = False  # whether it is a compact student's
+
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """An existing run, finished or not. Raises InputError when the folder holds none.
+        """An existing run, finished or not. Raises InputError when the folder holds none, or one of the other kind.
 
         >>> Run.open(run.folder) == run
         True
@@ -285,10 +305,9 @@ class RunFolder:
         Traceback (most recent call last):
         rgb2pc_lib.errors.InputError: ...: holds no run (no config.json); train one with tools/train_rgb2pc_distill.py
         """
-        run = cls(Path(folder))
-        if not run.file("config.json").exists():
-            raise InputError(f"{folder}: holds no run (no config.json); train one with tools/train_rgb2pc_distill.py")
-        return run
+        if (found := is_compact(folder)) != cls.is_compact:
+            raise InputError(f"{folder}: {_OTHER_KIND[found].format(folder=folder)}")
+        return cls(Path(folder))
 
     def file(self, name: str) -> Path:
         """The path of one of its files, there or not."""

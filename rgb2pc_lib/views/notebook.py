@@ -11,12 +11,14 @@ import os
 import platform
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import plotly.graph_objects as go
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
+from rgb2pc_lib.data.workspace import CACHE, SAMPLE, portable
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.runs import Config, Run
 from rgb2pc_lib.learning.session import Session
@@ -50,6 +52,16 @@ def versions(*more: str) -> str:
     style()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scikit-learn", *more))
     return f"rgb2pc {version('rgb2pc')} ({commit()}), Python {platform.python_version()}, {packages}"
+
+
+def recorded_frames(workspace: Path) -> list[str]:
+    """Folders of frames without clouds that were recorded beside a workspace: those of `make compact`, the sample's.
+
+    >>> recorded_frames(Path("data/mine.toml"))
+    []
+    """
+    root = CACHE / "compact_frames" / "rgb"
+    return [portable(root)] if workspace == SAMPLE and root.is_dir() else []
 
 
 def show(figure: Figure | go.Figure, dpi: int = 110) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -7,14 +8,16 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from scripts import load_script
 
 from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice, ordered_plans
+from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy import compress, frames, targets
 from rgb2pc_lib.deploy.backbones import Compact, SpatialHead
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.deploy.compress import augmented, train_compact
 from rgb2pc_lib.deploy.embed import Embedder
-from rgb2pc_lib.deploy.export import ThroughOnnx, export_run
+from rgb2pc_lib.deploy.export import ThroughOnnx, export_run, exported
 from rgb2pc_lib.deploy.stream import Stream
 from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.errors import InputError
@@ -86,6 +89,34 @@ def test_spatial_tokens_are_the_fused_students(fused, tmp_path):
     assert len(validation.spatial) == len(validation.files) == (~wanted.held_out).sum()
     again = wanted + wanted.take(np.array([place]))
     assert np.array_equal(again.spatial[-1], wanted.spatial[place])
+
+
+def test_of_several_cameras_the_first_ones_frames_and_places_are_learned(left, tmp_path):
+    rgb = tiny.write_frames(tmp_path / "rgb", left)
+    experts = {"right@wrist": left.experts["right"], "left@head": left.experts["left"]}
+    cameras = {"head": rgb, "wrist": tmp_path / "rgb_wrist"}
+    workspace = dataclasses.replace(left, rgb=rgb, experts=experts, cameras=cameras)
+    small = {"steps": 2, "batch_size": 16, "fuse_dim": 8, "amp": "off", "eval_every": 0}
+    list(train(Config(**small, save_dir=str(tmp_path / "two")).with_workspace(workspace)))
+    two = Run.open(tmp_path / "two")
+    samples, student = Data.open(two.config).samples, two.student()[0]
+    plans = ordered_plans(samples, np.arange(1), 1, embedding_lattice((4, 4)))
+    (batch,) = Gatherer(samples, two.config.frame_copy).run(plans)
+    tokens, _ = student.spatial(batch.tokens, batch.present, batch.positions)
+    assert tokens.shape == (1, 32, 8) and student.cameras == ["wrist", "head"]
+    wanted = own_targets(two, "validation", spatial=True)
+    key = samples.keys().loc[0, ["task", "episode", "step"]].tolist()
+    (place,) = np.flatnonzero((wanted.keys[["task", "episode", "step"]] == key).all(axis=1))
+    assert np.allclose(wanted.spatial[place], tokens[0, 16:].detach().numpy(), atol=1e-5)
+    assert wanted.files[place].is_relative_to(rgb)
+    list(train_compact(settings(two, tmp_path / "small", steps=2)))
+    run = CompactRun.open(tmp_path / "small")
+    assert run.spatial().shape[1:] == (16, 8) and "spatial R2" in run.summary["held-out"]
+    with pytest.raises(InputError, match="--more_rgb: .*two needs the frames of wrist, head by name.*leave it out"):
+        list(train_compact(settings(two, tmp_path / "more", steps=2, more_rgb=(str(rgb),))))
+    list(train(Config(**small, save_dir=str(tmp_path / "wrist")).with_workspace(workspace.only("right@wrist"))))
+    with pytest.raises(InputError, match="the frames of the first camera, head, but none of the run's experts does"):
+        own_targets(Run.open(tmp_path / "wrist"))
 
 
 def test_packs_of_another_training_are_not_distilled(fused, tmp_path):
@@ -162,7 +193,7 @@ def test_more_frames_are_embedded_once_and_train_only(fused, tmp_path, monkeypat
         asked.append(len(images))
         return embed(images), torch.ones(len(images), 16, 32) * embed(images)[:, :1, None]
 
-    monkeypatch.setattr(targets.Embedder, "from_run", lambda run, device: Embedder("fake", look))
+    monkeypatch.setattr(targets.Embedder, "from_run", lambda run, device, weights: Embedder("fake", look))
     for i in range(20):
         path = tmp_path / "more" / "push" / "ep_new" / f"step_{i:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +213,7 @@ def test_more_frames_are_embedded_once_and_train_only(fused, tmp_path, monkeypat
 
 def test_held_out_frames_cannot_slip_in(fused, tmp_path, monkeypatch, caplog):
     one = Embedder("fake", lambda x, cameras: (torch.ones(len(x), tiny.TEACHER_WIDTH), torch.ones(len(x), 16, 32)))
-    monkeypatch.setattr(targets.Embedder, "from_run", lambda run, device: one)
+    monkeypatch.setattr(targets.Embedder, "from_run", lambda run, device, weights: one)
     drawn = []
     batches = compress._batches
     monkeypatch.setattr(compress, "_batches", lambda c, data, *rest: drawn.append(data) or batches(c, data, *rest))
@@ -194,9 +225,20 @@ def test_held_out_frames_cannot_slip_in(fused, tmp_path, monkeypatch, caplog):
     held = {file.as_posix() for file, is_held in zip(own.files, own.held_out, strict=True) if is_held}
     assert held and not held & set(names[~data.held_out])
     summary = CompactRun.open(tmp_path / "run").summary
-    assert summary["n_train"] == (~data.held_out).sum() == 2 * fused.summary["n_train"] + fused.summary["n_validation"]
+    assert summary["n_train"] == (~data.held_out).sum() == 2 * fused.summary["n_train"]
     assert summary["n_held_out"] == len(held)
     assert f"{len(held)} training frame(s) like it are left out" in caplog.text
+
+
+def test_frames_behind_the_curve_cannot_slip_in(fused, tmp_path):
+    own = own_targets(fused)
+    held, pixels = np.flatnonzero(own.held_out), frames.frame_cache(own.files, 32)
+    watched = np.flatnonzero(~own.held_out)[:3]  # as if they were for validation
+    data = own + own.take(watched)
+    seen = np.concatenate([pixels, pixels[watched]])
+    kept = compress.without_twins(data, seen, own.take(watched), pixels[watched])
+    left_out = np.flatnonzero(kept.held_out)
+    assert left_out.tolist() == sorted([*watched, *held, *range(len(own.files), len(data.files))])
 
 
 def test_what_does_not_fit_is_named(fused, tmp_path):
@@ -204,8 +246,41 @@ def test_what_does_not_fit_is_named(fused, tmp_path):
         list(train_compact(CompactConfig(save_dir=str(tmp_path / "a"))))
     with pytest.raises(InputError, match="--batch_size 999"):
         list(train_compact(settings(fused, tmp_path / "b", batch_size=999)))
+    with pytest.raises(InputError, match="weights of croco: not asked for by .*run, whose experts are left, right"):
+        list(train_compact(settings(fused, tmp_path / "d"), weights={"croco": "x"}))
     with pytest.raises(InputError, match="--backbone: expected one of resnet18"):
         settings(fused, tmp_path / "c", backbone="resnet19")
+
+
+def test_the_wrong_kind_of_folder_is_told(fused, tmp_path):
+    with pytest.raises(InputError, match="expected a compact student, .* with tools/train_compact.py --run .*run$"):
+        CompactRun.open(fused.folder)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "config.json").write_text(CompactConfig().to_json())  # as it was shared: the name of its run is left out
+    with pytest.raises(InputError, match="expected a run of experts, found a compact student, which tools/embed.py, "):
+        list(train_compact(settings(CompactRun(folder), tmp_path / "another")))
+    with pytest.raises(InputError, match="small: was shared, without the run that it was distilled from"):
+        CompactRun.open(folder).fused()
+
+
+def test_weights_reach_what_further_frames_go_through(fused, tmp_path, monkeypatch):
+    tool, given = load_script(PROJECT / "tools" / "train_compact.py"), []
+    monkeypatch.setattr(tool, "train_compact", lambda config, resume, weights: given.append(weights) or iter(()))
+    folder = tmp_path / "small"
+    folder.mkdir()
+    tool.main(["--save_dir", str(folder), "--run", "x", "--weights", "croco=here", "vggt=there", "--no_onnx"])
+    assert given == [{"croco": "here", "vggt": "there"}]
+
+    def opened(run, device, weights):
+        given.append(weights)
+        raise InputError("seen")
+
+    monkeypatch.setattr(targets.Embedder, "from_run", opened)
+    config = settings(fused, folder, more_rgb=(fused.config.rgb_root,))
+    with pytest.raises(InputError, match="seen"):
+        list(train_compact(config, weights={"left": "here"}))
+    assert given[1:] == [{"left": "here"}]
 
 
 def test_augmentations_leave_things_where_they_are():
@@ -241,6 +316,11 @@ def test_the_exported_file_is_checked_on_held_out_frames(fused, tmp_path):
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     for ours, theirs in zip(stream(frame), Stream(ThroughOnnx(run.file("model.onnx")))(frame), strict=True):
         np.testing.assert_allclose(theirs, ours, atol=1e-4 * np.abs(ours).max())
+    for name in ("model.fp16.onnx", "exports.csv"):  # of tools/export.py
+        run.file(name).write_text("x")
+    assert exported(run) == found and run.file("exports.csv").exists()
+    os.utime(run.file("model.safetensors"))  # trained anew since
+    assert exported(run) == found and not (run.file("exports.csv").exists() or run.file("model.fp16.onnx").exists())
     with pytest.raises(InputError, match="differs from the network"):
         export_run(run, limit=0.0)
     assert not run.file("model.onnx").exists()

@@ -1,4 +1,6 @@
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,11 +13,13 @@ from scripts import load_script
 from rgb2pc_lib.data.pictures import read_image
 from rgb2pc_lib.data.workspace import CACHE, PROJECT, SAMPLE, Workspace
 from rgb2pc_lib.deploy import embed, lookup
+from rgb2pc_lib.deploy.backbones import Compact
+from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
 from rgb2pc_lib.deploy.embed import Embedder, embed_packs
 from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import ImageEncoder, square
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Config, Run, build_student
 from rgb2pc_lib.learning.train import train
 
 tool = load_script(PROJECT / "tools" / "embed.py")
@@ -118,6 +122,46 @@ def test_the_tool_writes_names_and_embeddings(left, tmp_path, monkeypatch, capsy
     assert tool.main(["runs/x", str(tmp_path / "none"), "--out", str(tmp_path / "f.npz")]) == 2
     assert tool.main(["runs/x", str(rgb), "--out", str(tmp_path / "e.txt")]) == 2
     assert "no such file" in (said := capsys.readouterr().err) and ".npz or .parquet" in said
+
+
+def test_what_cannot_end_well_is_refused_before_a_frame_is_read(tmp_path, monkeypatch, capsys):
+    opened = []
+    one = Embedder("one", lambda images, cameras: (torch.zeros(len(images), 2), None))
+    monkeypatch.setattr(Embedder, "from_run", lambda run, device, weights: opened.append(weights) or one)
+    words = ["runs/x", str(tmp_path / "none"), "--out", str(tmp_path / "e.npz")]
+    assert tool.main([*words, "--batch", "0"]) == 2 and "--batch: expected at least 1" in capsys.readouterr().err
+    opened.clear()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name, said in (("e.csv", ".npz or .parquet"), ("e.parquet", "needs pyarrow")):
+        assert tool.main([*words[:3], str(tmp_path / name)]) == 2 and said in capsys.readouterr().err
+    for given in ("croco", "nonsense=/no/where"):
+        assert tool.main([*words, "--weights", given]) == 2
+        assert "expected NAME=PATH with one of croco" in capsys.readouterr().err
+    assert not opened
+
+
+@pytest.mark.parametrize(
+    "experts, needs",
+    [(["rays", "xfeat"], "where the camera of each frame stands"), (["xfeat@head"], "the frames of head by name")],
+)
+def test_a_run_that_needs_more_than_frames_is_refused(experts, needs):
+    live = SimpleNamespace(encoders=dict.fromkeys(experts))
+    with pytest.raises(InputError, match=f"one: needs {needs}, .* embed its packs with embed_packs"):
+        embed.embed_frames(Embedder("one", None, live=live), ["nowhere"])
+
+
+def test_weights_of_strangers_are_refused(tmp_path):
+    run, small = Run(tmp_path / "run"), CompactRun(tmp_path / "small")
+    for each, config in ((run, Config(fuse_dim=8)), (small, CompactConfig(size=32))):
+        each.folder.mkdir()
+        each.file("config.json").write_text(config.to_json())
+        each.file("summary.json").write_text('{"n_train": 1, "n_held_out": 1, "held-out": {}}')
+    run.save_student(build_student(Config(fuse_dim=8), {"vggt": 8}, 4), {"vggt": 8}, torch.zeros(4))
+    small.save_compact(Compact("resnet18", 32, 8), "resnet18")
+    with pytest.raises(InputError, match="weights of croco: not asked for by run, whose experts are vggt; leave them"):
+        Embedder.from_run(run, weights={"croco": "x"})
+    with pytest.raises(InputError, match="weights of vggt: not asked for by small, whose experts are none"):
+        Embedder.from_run(small, weights={"vggt": "x"})
 
 
 def test_an_unreadable_pack_is_refused_not_skipped(left, tmp_path):

@@ -60,9 +60,9 @@ def test_every_expert_has_its_share(tmp_path):
     summary = {"n_train": 1, "n_held_out": 1, "held-out": {}, "gates": dict.fromkeys(channels, 0.5)}
     run.file("summary.json").write_text(json.dumps(summary | {"look_ahead": {"vggt": seen}}))
     frames = [np.zeros((16, 112, 3), np.uint8)]
-    rows, _ = module._measure(str(tmp_path), "torch", "cpu", weights, frames, 3, 1)
-    assert len(rows) == 3
-    assert told(module._table("torch, cpu", rows, 1.0), "torch, cpu") == ["vggt", "croco", "rays", "student"]
+    found = module._measure(str(tmp_path), "torch", "cpu", weights, frames, 3, 1)
+    assert len(found.frames) == 3 and found.parameters > 0
+    assert told(module._table("torch, cpu", found.frames, 1.0), "torch, cpu") == ["vggt", "croco", "rays", "student"]
 
 
 def test_the_tool_prints_it_or_says_what_is_missing(compact, tmp_path, monkeypatch, capsys):

@@ -3,8 +3,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_weights
 import torch
+from scripts import load_script
 
+from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
 from rgb2pc_lib.encoders.rays import CHANNELS
@@ -93,6 +96,34 @@ def test_costs_of_a_compact_student_and_of_one_that_is_told_the_camera(tmp_path)
     assert found["small", COSTS[1]] > 0 and 20 < found["small", COSTS[2]] < 2000  # 11 M floats are 45 MB
 
 
+def test_costs_of_several_cameras_and_of_experts_that_are_not_here(tmp_path, caplog):
+    runs = {}
+    for name, channels in (("two", {"rays@head": CHANNELS, "rays@wrist": CHANNELS}), ("far", {"croco": 32})):
+        run = runs[name] = Run(tmp_path / name)
+        run.folder.mkdir()
+        config = Config(fuse_dim=8, vis_roots=dict.fromkeys(channels, "x"))
+        run.file("config.json").write_text(config.to_json())
+        run.save_student(build_student(config, channels, 4), channels, torch.zeros(4))
+        told = {"n_train": 1, "n_held_out": 1, "held-out": {}, "gates": dict.fromkeys(channels, 0.5)}
+        run.file("summary.json").write_text(json.dumps(told))
+    images = np.zeros((1, 40, 40, 3), np.uint8)
+    found = costs(runs, images, repeats=1)
+    assert set(found["hop"]) == {"two"} and set(found["measure"]) == set(COSTS)
+    assert "far: no costs, as its experts cannot be opened here: expert 'croco' needs its weights" in caplog.text
+    weights = tiny_weights.save("croco", tmp_path / "croco")
+    found = costs({"far": runs["far"]}, images, repeats=1, weights={"croco": weights})
+    assert set(found["measure"]) == set(COSTS)
+
+
+def test_folders_of_one_name_are_not_judged_as_one(tmp_path, capsys):
+    tool = load_script(PROJECT / "tools" / "judge_compact.py")
+    for parent in ("a", "b"):
+        (tmp_path / parent / "x").mkdir(parents=True)
+        (tmp_path / parent / "x" / "config.json").write_text(CompactConfig().to_json())
+    assert tool.main([str(tmp_path / "a" / "x"), str(tmp_path / "b" / "x")]) == 2
+    assert "expected folders of different names" in capsys.readouterr().err
+
+
 def test_words_follow_the_figures():
     values = {
         "teacher": (0.95, 0.9, 1.0, None), "a": (0.80, 0.75, None, None), FUSED: (0.90, 0.71, 0.4, 100.0),
@@ -112,3 +143,5 @@ def test_words_follow_the_figures():
         "small, ONNX: 10 CPU ms a frame, 10 times faster",
         "One training each: what another seed changes is not in these figures.",
     ]
+    without = table[(table["hop"] != FUSED) | (table["measure"] != COSTS[1])]  # whose experts were not here
+    assert "small: 20 CPU ms a frame" in in_words(ledger(without))

@@ -9,6 +9,7 @@ import tiny
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
+from rgb2pc_lib.data.workspace import PROJECT, SAMPLE
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import train_line_up
 from rgb2pc_lib.learning.runs import Config, Run
@@ -26,6 +27,14 @@ def rows(tmp_path):
     base = SMALL.with_workspace(tiny.make(tmp_path / "data"))
     made = {f: dataclasses.replace(base, fusion=f, save_dir=str(tmp_path / f)) for f in ("weighted", "moe", "uniform")}
     return list(made.items())
+
+
+def test_frames_recorded_for_the_sample_are_the_samples_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CACHE", tmp_path)
+    assert module.recorded_frames(SAMPLE) == []
+    (tmp_path / "compact_frames" / "rgb").mkdir(parents=True)
+    assert module.recorded_frames(SAMPLE) == [str(tmp_path / "compact_frames" / "rgb")]
+    assert module.recorded_frames(PROJECT / "data" / "mine.toml") == []
 
 
 def test_side_by_side_gives_the_numbers_of_one_after_the_other(rows, tmp_path, capsys):
