@@ -21,10 +21,9 @@ from rgb2pc_lib import InputError, Run, Workspace
 from rgb2pc_lib.data.workspace import SAMPLE, home
 from rgb2pc_lib.judging.loop.actions import error_table, held_out_errors
 from rgb2pc_lib.judging.loop.compared import recorded_features
-from rgb2pc_lib.judging.loop.demonstrations import CHUNK, Demonstrations
+from rgb2pc_lib.judging.loop.demonstrations import CHUNK
 from rgb2pc_lib.judging.loop.heads import HeadSettings
 from rgb2pc_lib.judging.loop.representations import Source
-from rgb2pc_lib.learning.prepare import Data
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         workspace = Workspace.load(a.workspace)
         runs = [Run.open(folder) for folder in a.runs]
         config = runs[0].config.with_workspace(workspace)
-        data = Data.open(config).demonstrated(config.train_only)
-        source = Source(config, data, Demonstrations.of(data, workspace.root("state"), a.chunk))
+        source = Source.open(config, a.chunk)
         features = recorded_features(runs, source)
         against = a.against or next(iter(config.vis_roots))
         if against not in features:

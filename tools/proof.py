@@ -25,13 +25,11 @@ from rgb2pc_lib.data.workspace import PROJECT, RUNS, SAMPLE
 from rgb2pc_lib.judging.loop import verdict
 from rgb2pc_lib.judging.loop.compared import line_up as representations
 from rgb2pc_lib.judging.loop.compared import merged, named_runs
-from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.heads import HeadSettings
 from rgb2pc_lib.judging.loop.proof import HEADS, ProofSettings, prove, read_proof, refuse
 from rgb2pc_lib.judging.loop.representations import Representation, Source, SpatialTokens, Student, Teacher
 from rgb2pc_lib.judging.loop.scenes import LOOKS
 from rgb2pc_lib.judging.loop.tuned import Tuned
-from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Config
 from rgb2pc_lib.views.closed_loop import success_figure
 from rgb2pc_lib.views.notebook import train_missing
@@ -105,8 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     config = judged_config(workspace, a.steps).with_settings(a.set)
     rows = line_up(config, a.seeds, a.runs)
     wanted = chosen(a, rows, config)
-    data = Data.open(config).demonstrated(config.train_only)
-    source = Source(config, data, Demonstrations.of(data, workspace.root("state")))
+    source = Source.open(config)
     tasks = a.tasks or [*source.demonstrations.horizons]
     refuse(source.demonstrations, tasks, settings)
     asked = [one for variants in wanted.values() for one in variants if isinstance(one, Student | SpatialTokens)]

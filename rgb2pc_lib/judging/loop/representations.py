@@ -32,7 +32,7 @@ from rgb2pc_lib.deploy.lookup import Encoder, open_encoder
 from rgb2pc_lib.deploy.stream import ThroughExperts, stacked
 from rgb2pc_lib.encoders.clouds.extract_clouds import cloud_points, load_cloud_encoder
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
+from rgb2pc_lib.judging.loop.demonstrations import CHUNK, Demonstrations
 from rgb2pc_lib.judging.loop.scenes import Recorder, Seen, cameras_of
 from rgb2pc_lib.judging.probes import from_states
 from rgb2pc_lib.judging.rivals import block_means, fit_components, pooled_blocks
@@ -52,6 +52,15 @@ class Source:
     config: Config
     data: Data
     demonstrations: Demonstrations
+
+    @classmethod
+    def open(cls, config: Config, chunk: int = CHUNK) -> Source:
+        """The demonstrations of a config's workspace: its steps, but for episodes that are for training alone.
+
+        Raises InputError as `Data.open` and `Demonstrations.of` do, and where the workspace names no states.
+        """
+        data = Data.open(config).demonstrated(config.train_only)
+        return cls(config, data, Demonstrations.of(data, config.workspace.root("state"), chunk))
 
     @cached_property
     def steps(self) -> list[tuple[str, str, str]]:
