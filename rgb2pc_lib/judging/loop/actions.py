@@ -13,7 +13,7 @@ import pandas as pd
 
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
-from rgb2pc_lib.judging.loop.heads import HeadSettings, action_error, action_spread, best_head, train_head
+from rgb2pc_lib.judging.loop.heads import HeadSettings, action_error, action_spread, train_head
 from rgb2pc_lib.judging.verdicts import bootstrap, told
 
 _LEVELS = [2.5, 97.5]
@@ -43,8 +43,7 @@ def held_out_errors(
                 fit, rows = of_task & demonstrations.training, of_task & demonstrations.held_out
                 actions = demonstrations.actions
                 own = demonstrations.own.shape[1]
-                check = of_task & demonstrations.validation
-                policy = best_head(train_head, known, actions, fit, check, head, settings, own).head
+                policy = train_head(known[fit], actions[fit], head, settings, own)
                 error = action_error(policy(known[rows]), actions[rows], action_spread(actions[fit]))
                 episodes = demonstrations.episodes[rows]
                 mean = pd.Series(error).groupby(episodes).mean()

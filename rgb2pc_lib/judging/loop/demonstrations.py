@@ -24,7 +24,7 @@ class Demonstrations:
 
     keys: pd.DataFrame  # task, episode, step, time
     training: np.ndarray  # [n] bool
-    validation: np.ndarray  # [n] bool; these choose between heads
+    validation: np.ndarray  # [n] bool; these choose nothing here, and are reported
     held_out: np.ndarray  # [n] bool
     own: np.ndarray  # [n, P] float32, what the robot knows of itself
     actions: np.ndarray  # [n, H, A] float32, the chunk that begins at the step

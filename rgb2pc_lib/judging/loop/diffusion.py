@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.judging.loop.heads import Head, HeadSettings, Reader, Scale, fit, mlp, thinned
+from rgb2pc_lib.judging.loop.heads import Head, HeadSettings, Scale, fit, mlp, thinned
 
 _NOISES, _STEPS = 50, 10  # levels of noise in training, and steps of drawing
 _WAVES = 8  # sines and cosines that tell the level
@@ -18,7 +18,6 @@ def train_diffusion_head(
     seed: int,
     settings: HeadSettings = HeadSettings(),  # noqa: B008
     told: int = 0,
-    few: int | None = None,
 ) -> Head:
     """A head as `train_head` gives it, whose chunks are drawn by denoising (Chi et al. 2023; Song et al. 2021, DDIM).
 
@@ -31,7 +30,7 @@ def train_diffusion_head(
     except ImportError:
         raise InputError("--head diffusion needs diffusers; run: pip install 'rgb2pc[loop]'") from None
     generator = torch.Generator().manual_seed(seed)
-    reader, meant = Reader.of(x, told, few), Scale.of(actions.reshape(len(actions), -1))
+    reader, meant = Scale.of(x), Scale.of(actions.reshape(len(actions), -1))
     width = meant.mean.size
     seen, wanted = (torch.from_numpy(s) for s in (reader(x), meant(actions.reshape(len(actions), -1))))
     network = mlp(seen.shape[1] + width + 2 * _WAVES, width, settings.hidden, generator)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from rgb2pc_lib.errors import InputError
@@ -30,7 +29,6 @@ class HeadSettings:
     weight_decay: float = 0.03
     hidden: int = 256  # width of its two hidden layers
     dropout: float = 0.5  # share of what it reads of a representation left out in training; what is told never is
-    few: int = 8  # principal components of a representation that the second of two heads reads; 0: there is no second
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "hidden"):
@@ -59,29 +57,6 @@ class Scale:
         return x * self.spread + self.mean
 
 
-@dataclass(frozen=True)
-class Reader:
-    """What a head reads of features `[n, d]`: all, or a few principal components and the last `told` as they are."""
-
-    mean: np.ndarray  # [d]
-    axes: np.ndarray | None  # [k + told, d], None for all
-    scale: Scale  # of what is read
-
-    @classmethod
-    def of(cls, x: np.ndarray, told: int, few: int | None) -> Reader:
-        """Fitted on training steps `[n, d]`; `few` components, None for all features."""
-        d, mean, axes = x.shape[1], np.zeros(x.shape[1]), None
-        if few is not None and few < d - told:
-            pca = PCA(min(few, len(x)), svd_solver="full").fit(x[:, : d - told].astype(np.float64))
-            mean[: d - told] = pca.mean_
-            axes = np.concatenate([np.pad(pca.components_, ((0, 0), (0, told))), np.eye(told, d, d - told)])
-        return cls(mean, axes, Scale.of(x if axes is None else (x - mean) @ axes.T))
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """`[n, d]` as float32, standardised."""
-        return self.scale(x if self.axes is None else (x - self.mean) @ self.axes.T)
-
-
 def mlp(inputs: int, outputs: int, hidden: int, generator: torch.Generator) -> nn.Sequential:
     """Two hidden layers, every weight from the generator."""
     layers = nn.Sequential(
@@ -97,12 +72,11 @@ def train_head(
     seed: int,
     settings: HeadSettings = HeadSettings(),  # noqa: B008
     told: int = 0,
-    few: int | None = None,
 ) -> Head:
     """A head from features `[n, d]` and chunks `[n, H, A]` of one task; the last `told` features are never left out.
 
-    Features, or `few` principal components of those that are not told, and actions are standardised over these steps;
-    the loss is the mean squared error. Every draw comes from the seed.
+    Features and actions are standardised over these steps; the loss is the mean squared error. Every draw comes from
+    the seed.
 
     >>> x = np.linspace(-1, 1, 64)[:, None]
     >>> head = train_head(x, np.repeat(x[:, None], 2, 1), seed=0, settings=HeadSettings(steps=300), told=1)
@@ -110,7 +84,7 @@ def train_head(
     ((1, 2, 1), True)
     """
     generator = torch.Generator().manual_seed(seed)
-    reader, meant = Reader.of(x, told, few), Scale.of(actions.reshape(len(actions), -1))
+    reader, meant = Scale.of(x), Scale.of(actions.reshape(len(actions), -1))
     seen, wanted = (torch.from_numpy(s) for s in (reader(x), meant(actions.reshape(len(actions), -1))))
     network = mlp(seen.shape[1], meant.mean.size, settings.hidden, generator)
 
@@ -126,36 +100,6 @@ def train_head(
         return meant.back(found).reshape(len(features), *actions.shape[1:])
 
     return head
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The better of two heads, and its mean errors (see `action_error`) on the steps it learned from and on others."""
-
-    head: Head
-    read: str  # what it reads: "all", or how many components
-    training: float
-    validation: float  # NaN where there are no such steps
-
-
-def best_head(
-    train: Callable[..., Head], x: np.ndarray, actions: np.ndarray, fit: np.ndarray, check: np.ndarray, seed: int,
-    settings: HeadSettings = HeadSettings(), told: int = 0,  # noqa: B008
-) -> Chosen:  # fmt: skip
-    """Two heads on the steps `fit` `[n]` (bool), of all features and of a few components; the better one on `check`.
-
-    A wide representation of a few hundred steps may be learned by heart, and what is needed of another is in none of
-    its first components: so the steps for choices decide, alike for all. Without such, all features are read.
-    """
-    spread, tried = action_spread(actions[fit]), []
-    for few in (None, settings.few) if check.any() and 0 < settings.few < x.shape[1] - told else (None,):
-        head = train(x[fit], actions[fit], seed, settings, told, few)
-        errors = [
-            float(action_error(head(x[rows]), actions[rows], spread).mean()) if rows.any() else np.nan
-            for rows in (fit, check)
-        ]
-        tried.append(Chosen(head, "all" if few is None else str(few), *errors))
-    return min(tried, key=lambda one: one.validation)
 
 
 def thinned(x: Tensor, share: float, told: int, generator: torch.Generator) -> Tensor:

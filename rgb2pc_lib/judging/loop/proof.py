@@ -27,7 +27,7 @@ from rgb2pc_lib.data.pictures import encoded
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.demonstrations import Demonstrations
 from rgb2pc_lib.judging.loop.diffusion import train_diffusion_head
-from rgb2pc_lib.judging.loop.heads import HeadSettings, best_head, train_head
+from rgb2pc_lib.judging.loop.heads import HeadSettings, action_error, action_spread, train_head
 from rgb2pc_lib.judging.loop.representations import (
     Pooled,
     Representation,
@@ -43,7 +43,7 @@ from rgb2pc_lib.judging.loop.scenes import LOOKS, OpenScene, Policy, Recorder, S
 from rgb2pc_lib.judging.loop.tuned import Tuned
 
 HEADS = {"mlp": train_head, "diffusion": train_diffusion_head}
-_ERRORS = ["representation", "task", "head", "reads", "training error", "validation error"]
+_ERRORS = ["representation", "task", "head", "training error", "validation error"]
 _STRIP, _THUMB = 8, 112  # images of a film strip, and their height in pixels
 
 
@@ -170,7 +170,7 @@ def variant_name(name: str, k: int, variants: Sequence[Representation]) -> str:
 def _settings(settings: ProofSettings, demonstrations: Demonstrations) -> dict:
     """Those that a folder's roll-outs share, as JSON has them."""
     digest = hashlib.sha256()
-    for array in (demonstrations.own, demonstrations.actions, demonstrations.training, demonstrations.validation):
+    for array in (demonstrations.own, demonstrations.actions, demonstrations.training):
         digest.update(np.ascontiguousarray(array).tobytes())
     return json.loads(json.dumps(settings.fixed | {"demonstrations": digest.hexdigest()[:16]}))
 
@@ -306,11 +306,13 @@ def _policy(unit: Unit, stage: Stage) -> Policy:
     x, live = _live(one, path, stage.recorder)
     known = np.concatenate([x, demonstrations.own], 1)
     told = known.shape[1] if isinstance(one, State) else demonstrations.own.shape[1]
-    train = HEADS[stage.settings.head]
-    best = best_head(train, known, demonstrations.actions, fit, check, unit.head, stage.settings.training, told)
-    line = [unit.name, unit.task, unit.head, best.read, best.training, best.validation]
-    _note_errors(stage.folder / "heads.csv", line)
-    return lambda seen: best.head(np.concatenate([live(seen), own_state(seen)], 1))
+    actions = demonstrations.actions
+    head = HEADS[stage.settings.head](known[fit], actions[fit], unit.head, stage.settings.training, told)
+    spread = action_spread(actions[fit])
+    errors = [action_error(head(known[rows]), actions[rows], spread).mean() if rows.any() else np.nan
+              for rows in (fit, check)]  # fmt: skip
+    _note_errors(stage.folder / "heads.csv", [unit.name, unit.task, unit.head, *errors])
+    return lambda seen: head(np.concatenate([live(seen), own_state(seen)], 1))
 
 
 def _note_errors(path: Path, line: list) -> None:

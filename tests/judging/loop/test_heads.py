@@ -1,18 +1,14 @@
 """Heads learn what features tell, nothing else, and the same from the same seed."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from rgb2pc_lib.judging.loop.heads import (
     HeadSettings,
-    Reader,
     Scale,
     action_error,
     action_spread,
-    best_head,
     thinned,
     train_head,
 )
@@ -55,40 +51,6 @@ def test_what_never_changes_in_training_cannot_explode():
     assert np.abs(head(moved) - head(x)).max() < 0.2
     assert Scale.of(np.zeros((3, 0)))(np.zeros((2, 0))).shape == (2, 0)
     assert np.isfinite(train_head(np.ones((5, 2)), np.ones((5, 1, 1)), 0, SMALL)(np.zeros((1, 2)))).all()
-
-
-def test_a_head_reads_few_components_and_all_that_it_is_told():
-    rng = np.random.default_rng(0)
-    hidden, told = rng.normal(size=(600, 3)), rng.normal(size=(600, 2))
-    x = hidden @ rng.normal(size=(3, 200)) + rng.normal(0, 1.5, (600, 200))
-    actions = np.stack([hidden[:, 0] + told[:, 0], hidden[:, 1]], 1)[:, None]
-    known = np.concatenate([x, told], 1)
-    read = Reader.of(known, 2, few=3)(known)
-    assert read.shape == (600, 5) and np.abs(np.corrcoef(read.T) - np.eye(5)).max() < 0.15
-    np.testing.assert_allclose(read[:, 3:], Scale.of(told)(told), atol=1e-6)
-    fit, new = slice(0, 200), slice(200, None)
-    error = {}
-    for few in (3, None):
-        head = train_head(known[fit], actions[fit], 0, SMALL, 2, few)
-        error[few] = action_error(head(known[new]), actions[new], action_spread(actions[fit])).mean()
-    assert error[3] < 0.7 * error[None]
-    assert Reader.of(told, 2, 3)(told).shape == (600, 2)  # nothing but what is told
-
-
-def test_steps_for_choices_decide_what_is_read():
-    rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(900, 3))
-    wide = hidden @ rng.normal(size=(3, 200)) + rng.normal(0, 1.5, (900, 200))
-    fit, check, new = (np.isin(np.arange(900) // 300, k) for k in range(3))
-    last = np.concatenate([10 * rng.normal(size=(900, 8)), hidden], 1)  # what matters has the least spread
-    settings, actions = dataclasses.replace(SMALL, few=3), hidden[:, None, :1]
-    for x, read in ((wide, "3"), (last, "all")):
-        best = best_head(train_head, x, actions, fit, check, 0, settings)
-        assert best.read == read and best.training < best.validation < 0.6
-        blind = best_head(train_head, x, actions, fit, np.zeros(900, bool), 0, settings)
-        assert blind.read == "all" and np.isnan(blind.validation)
-    told = best_head(train_head, last, actions, fit, check, 0, settings, told=11)
-    assert told.read == "all" and action_error(told.head(last[new]), actions[new], np.ones(1)).mean() < 0.3
 
 
 def test_what_is_left_out():

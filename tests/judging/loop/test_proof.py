@@ -43,7 +43,7 @@ def test_what_knows_the_goal_succeeds(recorded, proved):
     assert met.map(tuple).nunique() == 1  # the same scenes for all
     assert set(table.loc[table["seed"] == 9001, "head"]) == {1}
     assert film_file(folder, "full state", "reach", "fixed", True).exists()
-    errors = np.genfromtxt(folder / "heads.csv", delimiter=",", skip_header=1)[:, 4:]
+    errors = np.genfromtxt(folder / "heads.csv", delimiter=",", skip_header=1)[:, 3:]
     assert errors.shape == (6, 2) and np.isfinite(errors).all()
 
 
