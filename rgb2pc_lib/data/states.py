@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from rgb2pc_lib.data.files.guarded import check_npz, read_npz
 from rgb2pc_lib.errors import InputError
@@ -59,6 +60,16 @@ def rows_of(state: dict[str, np.ndarray], steps: Sequence[str], path: Path) -> n
             f"{lacking[0]}; add their state, or exclude the episode"
         )
     return np.array([known[step] for step in steps], int)
+
+
+def refuse_infinite(root: Path, keys: pd.DataFrame, values: np.ndarray, said: str) -> None:
+    """Raise InputError naming the first file and step of the keys `[n]` where values `[n, ...]` are not finite."""
+    if not (fine := np.isfinite(values.reshape(len(keys), -1)).all(1)).all():
+        bad = keys.loc[~fine].iloc[0]
+        raise InputError(
+            f"{state_file(root, bad['task'], bad['episode'])}: expected finite {said}, found others from "
+            f"{bad['step']} on; exclude the episode"
+        )
 
 
 def moved(places: np.ndarray, pose: np.ndarray) -> np.ndarray:

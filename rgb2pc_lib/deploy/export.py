@@ -227,7 +227,7 @@ def exported(run: CompactRun) -> dict[str, Any]:
     >>> exported(compact) == export_run(compact) == exported(compact)
     True
     """
-    told, model, weights = files = [run.file(name) for name in ("onnx.json", "model.onnx", "model.safetensors")]
+    told, model, weights = files = [run.file(name) for name in ("onnx.json", MODEL, "model.safetensors")]
     if all(file.exists() for file in files) and told.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
         return read_object(told, "delete it, and it is exported again")
     return export_run(run)

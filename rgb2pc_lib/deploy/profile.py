@@ -20,7 +20,7 @@ import torch
 from rgb2pc_lib.data.workspace import camera_of
 from rgb2pc_lib.deploy.compact import CompactRun, open_run
 from rgb2pc_lib.deploy.embed import Embedder
-from rgb2pc_lib.deploy.export import ThroughOnnx, onnx_devices
+from rgb2pc_lib.deploy.export import MODEL, ThroughOnnx, onnx_devices
 from rgb2pc_lib.deploy.lookup import Images
 from rgb2pc_lib.deploy.stream import Live, Stream
 from rgb2pc_lib.encoders.rays import SOMEWHERE
@@ -60,7 +60,7 @@ def profile(
     given = list(frames) or list(np.random.default_rng(0).integers(0, 256, (8, *SIZE, 3), np.uint8))
     wanted = [str(pick_device(device))] if device != "auto" else ["cpu"] + ["cuda"] * torch.cuda.is_available()
     ways = [("torch", on) for on in wanted]
-    if run.file("model.onnx").exists():
+    if run.file(MODEL).exists():
         ways += [("ONNX", on) for on in onnx_devices() if on in {name.split(":")[0] for name in wanted}]
     tables = []
     for engine, on in ways:
@@ -100,7 +100,7 @@ def _measure(
     gpu, before = device.startswith("cuda"), peak_memory()
     live: Live | None
     if engine == "ONNX":
-        live = ThroughOnnx(Path(folder) / "model.onnx", threads, device.split(":")[0])
+        live = ThroughOnnx(Path(folder) / MODEL, threads, device.split(":")[0])
     else:
         live = Embedder.from_run(folder, device, weights).live
     assert live is not None  # every embedder of a run has one

@@ -17,7 +17,7 @@ import torch
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.deploy.compact import CompactRun
 from rgb2pc_lib.deploy.embed import Embedder
-from rgb2pc_lib.deploy.export import ThroughOnnx
+from rgb2pc_lib.deploy.export import MODEL, ThroughOnnx
 from rgb2pc_lib.deploy.lookup import refuse_weights
 from rgb2pc_lib.deploy.profile import alone, as_seen
 from rgb2pc_lib.deploy.targets import own_targets
@@ -200,8 +200,8 @@ def costs(
                 tell(f"{name}: no costs, as its experts cannot be opened here: {e}")
                 continue
             ways[name] = partial(_embedded, embedder)
-            if run.file("model.onnx").exists():
-                ways[f"{name}, ONNX"] = partial(at_once, ThroughOnnx(run.file("model.onnx"), threads))
+            if run.file(MODEL).exists():
+                ways[f"{name}, ONNX"] = partial(at_once, ThroughOnnx(run.file(MODEL), threads))
         rows = {name: {COSTS[1]: ms} for name, ms in in_turns(ways, images, repeats).items()}
     finally:
         torch.set_num_threads(before)

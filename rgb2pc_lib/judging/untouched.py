@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rgb2pc_lib.data.states import moved, poses, state_file
+from rgb2pc_lib.data.states import moved, poses, refuse_infinite
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.probes import from_states, own_of, read_answers, ridge
 
@@ -38,12 +38,8 @@ def untouched_places(root: Path, keys: pd.DataFrame, frame: str | None = None) -
         )
     places = {k: found[k] for k in ("object", "goal", "untouched", "randomised") if k in found} | {"own": own}
     for name in ("object", "goal", "own"):
-        if name in places and not (fine := np.isfinite(places[name]).all(1)).all():
-            bad = keys.loc[~fine].iloc[0]
-            raise InputError(
-                f"{state_file(root, bad['task'], bad['episode'])}: expected finite places, found others from "
-                f"{bad['step']} on; exclude the episode"
-            )
+        if name in places:
+            refuse_infinite(root, keys, places[name], "places")
     return places
 
 

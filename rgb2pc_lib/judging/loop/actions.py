@@ -62,8 +62,8 @@ def error_table(errors: pd.DataFrame, against: str) -> pd.DataFrame:
     """Mean error of every representation over held-out episodes, and its difference from that of `against`.
 
     Intervals (95 %) are a bootstrap over head seeds and episodes, drawn within each task and the same for all, so that
-    differences are paired; there are none where fewer than two episodes of every task are held out, so that nothing can
-    be drawn. Columns: representation, error, low, high, difference, difference low, difference high, is (better: a
+    differences are paired; there are none where a task has a single held-out episode, of which nothing can be drawn.
+    Columns: representation, error, low, high, difference, difference low, difference high, is (better: a
     smaller error), episodes.
     """
     wide = errors.pivot(index=["task", "episode"], columns=["representation", "head"], values="error")
@@ -75,9 +75,8 @@ def error_table(errors: pd.DataFrame, against: str) -> pd.DataFrame:
         return cube[:, rows][:, :, rng.integers(heads, size=heads)].mean((1, 2))
 
     task, mean = wide.index.get_level_values("task"), cube.mean((1, 2))
-    drawn = bootstrap(figure, task.to_numpy())
-    if task.value_counts().min() < 2:
-        drawn = np.full_like(drawn, np.nan)
+    few = task.value_counts().min() < 2
+    drawn = np.full((1, len(names)), np.nan) if few else bootstrap(figure, task.to_numpy())
     base, lines = names.index(against), []
     for i, name in enumerate(names):
         low, high = np.percentile(drawn[:, i], _LEVELS)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rgb2pc_lib.data.files.guarded import check_npz
-from rgb2pc_lib.data.states import state_file
+from rgb2pc_lib.data.states import refuse_infinite
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.probes import from_states
 from rgb2pc_lib.learning.prepare import Data
@@ -52,12 +52,7 @@ class Demonstrations:
                 "in others; judge them apart"
             )
         for name, said in (("actions", "actions"), ("own", "places and joints of the robot")):
-            if not (fine := np.isfinite(found[name].reshape(len(keys), -1)).all(1)).all():
-                bad = keys.loc[~fine].iloc[0]
-                raise InputError(
-                    f"{state_file(state_root, bad['task'], bad['episode'])}: expected finite {said}, found others from "
-                    f"{bad['step']} on; exclude the episode"
-                )
+            refuse_infinite(state_root, keys, found[name], said)
         index = np.arange(len(keys))
         training = np.isin(index, data.training)
         lengths = pd.Series(found["length"][training]).groupby(keys["task"].to_numpy()[training])

@@ -175,9 +175,15 @@ def _settings(settings: ProofSettings, demonstrations: Demonstrations) -> dict:
     return json.loads(json.dumps(settings.fixed | {"demonstrations": digest.hexdigest()[:16]}))
 
 
+def _known(folder: Path) -> dict:
+    """What the folder remembers of earlier calls, if any."""
+    path = folder / "proof.json"
+    return read_object(path, "delete the folder") if path.exists() else {}
+
+
 def _refuse_mixing(folder, settings, demonstrations, digests: dict[str, dict[str, str]], begun: set[str]) -> None:
     path, wanted = folder / "proof.json", _settings(settings, demonstrations)
-    known = read_object(path, "delete the folder") if path.exists() and begun else {}
+    known = _known(folder) if begun else {}
     if known and (differing := [k for k, v in wanted.items() if known.get("settings", {}).get(k) != v]):
         said = ", ".join(f"{k} = {wanted[k]}" for k in differing)
         raise InputError(f"{path}: expected {said}, found roll-outs made with others; choose another --out")
@@ -190,10 +196,8 @@ def _refuse_mixing(folder, settings, demonstrations, digests: dict[str, dict[str
 
 
 def _refuse_one_file(folder: Path, line_up: dict[str, list[Representation]]) -> None:
-    path = folder / "proof.json"
-    known = read_object(path, "delete the folder").get("features", {}) if path.exists() else {}
     named: dict[str, str] = {}
-    for name in dict.fromkeys([*known, *line_up]):
+    for name in dict.fromkeys([*_known(folder).get("features", {}), *line_up]):
         if (other := named.setdefault(slug(name), name)) != name:
             raise InputError(
                 f"{folder}: expected names that differ in letters or digits, found {other!r} and {name!r}; rename a "
@@ -202,8 +206,7 @@ def _refuse_one_file(folder: Path, line_up: dict[str, list[Representation]]) -> 
 
 
 def _remember(folder, settings, demonstrations, digests, line_up) -> None:
-    path = folder / "proof.json"
-    known = read_object(path, "delete the folder") if path.exists() else {}
+    known = _known(folder)
     baselines = [name for name, variants in line_up.items() if isinstance(variants[0], Pooled)]
     about = {
         "settings": _settings(settings, demonstrations),
@@ -211,7 +214,7 @@ def _remember(folder, settings, demonstrations, digests, line_up) -> None:
         "baselines": sorted({*known.get("baselines", []), *baselines}),
         "horizons": demonstrations.horizons,
     }
-    write_atomic(path, lambda p: p.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
+    write_atomic(folder / "proof.json", lambda p: p.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
 
 
 def read_proof(folder: Path) -> tuple[pd.DataFrame, list[str]]:
