@@ -23,9 +23,10 @@ import torch
 
 from rgb2pc_lib.data.sampling import Batch, Plan
 from rgb2pc_lib.learning import losses
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.objective import Distillation
-from rgb2pc_lib.learning.runs import Config, build_student
+from rgb2pc_lib.learning.runs import build_student
 
 torch.set_num_threads(1)
 E, C, PLACES, MICRO = 256, 512, 16, 256  # embedding, channels of the one expert, places (4 x 4), samples at once

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from rgb2pc_lib.data import system
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.objective import Distillation
-from rgb2pc_lib.learning.runs import Config, build_student
+from rgb2pc_lib.learning.runs import build_student
 
 CHANNELS = {name: c for name, (_, _, c) in EXPERTS.items()}
 PEAK = 2048  # side of the square matrices whose product tells the peak

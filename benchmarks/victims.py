@@ -25,7 +25,7 @@ from rgb2pc_lib.encoders.clouds.extract_clouds import extract_teacher, load_clou
 from rgb2pc_lib.encoders.extract import extract
 from rgb2pc_lib.encoders.images import ImageEncoder, square
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.train import train
 from rgb2pc_lib.recordings.convert import convert
 from rgb2pc_lib.recordings.importers import import_recordings, write_workspace

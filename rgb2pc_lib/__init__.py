@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # the same for checkers and editors, which run nothing
     from rgb2pc_lib.judging.evaluate import line_up as line_up
     from rgb2pc_lib.judging.verdicts import gap_closed as gap_closed
     from rgb2pc_lib.judging.verdicts import verdict as verdict
+    from rgb2pc_lib.learning.config import Config as Config
     from rgb2pc_lib.learning.models import Student as Student
-    from rgb2pc_lib.learning.runs import Config as Config
     from rgb2pc_lib.learning.runs import Run as Run
     from rgb2pc_lib.learning.train import train as train
 
@@ -42,7 +42,8 @@ _HOMES = {
     "data.packs": ["FeaturePack"],
     "data.pairing": ["pair", "select"],
     "learning.models": ["Student"],
-    "learning.runs": ["Config", "Run"],
+    "learning.config": ["Config"],
+    "learning.runs": ["Run"],
     "learning.train": ["train"],
     "encoders.rays": ["Camera"],
     "deploy.embed": ["Embedder", "embed_packs"],

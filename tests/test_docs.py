@@ -19,7 +19,7 @@ from scripts import load_script
 import rgb2pc_lib
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.compact import CompactConfig
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 
 LIBRARY = PROJECT / "rgb2pc_lib"
 NOTEBOOKS = sorted(PROJECT.glob("notebooks/*.ipynb"))

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--out", type=Path, default=RUNS / "ablations", help="folder of the runs (default: runs/ablations)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per answer (default: %(default)s)")
-    p.add_argument("--steps", type=int, help="steps of each run (default: those of the judged runs)")
+    p.add_argument("--steps", type=int, help="steps of each run (default: 400)")
     a = p.parse_args(argv)
     try:
         workspace = Workspace.load(a.workspace).excluding(a.exclude)

@@ -1,9 +1,9 @@
 """Extract expert features: one pack per episode, in the layout the training reads.
 
     python tools/extract_features.py --encoder xfeat simdepth --workspace data/sample.toml
-    python tools/extract_features.py --encoder vggt --weights vggt=VGGT-1B/model.safetensors --device cuda
-    python tools/extract_features.py --encoder vggt --weights vggt=VGGT-1B/model.safetensors --causal --out causal
-    torchrun --nproc_per_node=4 tools/extract_features.py --encoder dinov3 vggt --allow_download --device cuda
+    python tools/extract_features.py --workspace data/mine.toml --encoder vggt --weights vggt=VGGT-1B/model.safetensors
+    python tools/extract_features.py --workspace data/mine.toml --encoder vggt --allow_download --causal --out causal
+    torchrun --nproc_per_node=4 tools/extract_features.py --workspace data/mine.toml --encoder dinov3 --allow_download
 
 With --causal no frame sees a later one, as on a robot: a window ends at each frame, and the first frames have shorter
 ones. An expert that sees windows then encodes a frame up to --window times.

@@ -24,7 +24,7 @@ from rgb2pc_lib.data.workspace import SAMPLE
 from rgb2pc_lib.encoders.clouds.extract_clouds import in_frame, list_clouds, read_cloud, turn
 from rgb2pc_lib.encoders.clouds.points import WEIGHTS, PointEncoder, load_point_encoder
 from rgb2pc_lib.judging.evaluate import Questions
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 
 
 def parse(argv=None) -> argparse.Namespace:

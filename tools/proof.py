@@ -30,7 +30,7 @@ from rgb2pc_lib.judging.loop.proof import HEADS, ProofSettings, prove, read_proo
 from rgb2pc_lib.judging.loop.representations import Representation, Source, SpatialTokens, Student, Teacher
 from rgb2pc_lib.judging.loop.scenes import LOOKS
 from rgb2pc_lib.judging.loop.tuned import Tuned
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.views.closed_loop import success_figure
 from rgb2pc_lib.views.notebook import train_missing
 from rgb2pc_lib.views.plots import save_figure
@@ -55,7 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all of the workspace")
     p.add_argument("--only", nargs="+", metavar="NAME", help="representations (a wrong name lists all)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per student, one a head seed (default: %(default)s)")
-    p.add_argument("--steps", type=int, help="steps of a training (default: those of the judged runs)")
+    p.add_argument("--steps", type=int, help="steps of a training (default: 400)")
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
                    help="settings of the students, named as in tools/train_rgb2pc_distill.py")  # fmt: skip
     p.add_argument("--rollouts", type=int, default=50, help="a cell: representation, task, look (default: %(default)s)")

@@ -31,7 +31,7 @@ from rgb2pc_lib.data.workspace import ROOTS, RUNS, Workspace, encoder_of
 from rgb2pc_lib.encoders.extract import disk_needs
 from rgb2pc_lib.encoders.images import EXPERTS, describe
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 
 VERDICTS = ("sound", "usable with losses", "not usable")  # and the tool's exit status
 EXAMPLES = 3

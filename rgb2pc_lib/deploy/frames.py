@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from rgb2pc_lib.data.files.faults import AT_ONCE, Faults
 from rgb2pc_lib.data.files.guarded import DAMAGE
+from rgb2pc_lib.data.files.stamps import stamp
 from rgb2pc_lib.data.files.writing import new_file
 from rgb2pc_lib.data.listing import IMAGES, VIDEOS, timeline, walk
 from rgb2pc_lib.data.pictures import RULES, read_image, read_video
@@ -111,9 +111,8 @@ def frame_cache(files: Sequence[Path], size: int, cache: Path | None = None, pro
 
     The cache is keyed by every file's path, size and time of change: a changed file is decoded anew.
     """
-    stamps = [f"{path}|{(s := path.stat()).st_size}|{s.st_mtime_ns}" for path in files]
-    key = hashlib.sha256("\n".join([f"{size} px, decoder {RULES}", *stamps]).encode()).hexdigest()[:16]
-    store, shape = (cache or CACHE) / "frames" / f"{key}.npy", (len(files), size, size, 3)
+    store = (cache or CACHE) / "frames" / f"{stamp(files, f'{size} px, decoder {RULES}')}.npy"
+    shape = (len(files), size, size, 3)
     if (known := _cached(store, shape)) is not None:
         return known
 

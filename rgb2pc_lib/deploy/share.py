@@ -22,10 +22,12 @@ from rgb2pc_lib.data.workspace import camera_of, encoder_of
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.deploy.export import KINDS, MODEL, TRACES
 from rgb2pc_lib.deploy.hub import upload
-from rgb2pc_lib.encoders.images import EXPERTS, describe
+from rgb2pc_lib.encoders.images import EXPERTS, STANDINS, describe
 from rgb2pc_lib.encoders.rays import NAME as RAYS
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run, look_ahead_words, window_words
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.remarks import look_ahead_words, window_words
+from rgb2pc_lib.learning.runs import Run
 
 _FRONT = """---
 library_name: rgb2pc
@@ -164,6 +166,11 @@ def _experts(run: Run | CompactRun) -> list[str]:
     return list(run.summary["gates"]) if isinstance(run, Run) else []
 
 
+def _unknown(run: Run | CompactRun) -> list[str]:
+    """Those whose features come from elsewhere."""
+    return [name for name in _experts(run) if encoder_of(name) not in {*EXPERTS, RAYS}]
+
+
 def _cameras(run: Run | CompactRun) -> list[str]:
     """Those by whose names it is given frames, if any."""
     return [camera for camera in dict.fromkeys(map(camera_of, _experts(run))) if camera]
@@ -175,15 +182,26 @@ def _is_told(run: Run | CompactRun) -> bool:
 
 
 def _use(run: Run | CompactRun) -> list[str]:
-    """How it is called: with frames, by camera where cameras have names, and with their places where it needs them."""
+    """How it is called: with frames, by camera where cameras have names, and with their places where it needs them.
+
+    Experts that do not bring their weights are given theirs; with one that has no encoder, packs are embedded.
+    """
+    if _unknown(run):
+        return [
+            "## Use", "", "```python", "from rgb2pc_lib import Run, Workspace, embed_packs", "",
+            "# a workspace names the packs of its experts; a row a step",
+            'keys, embeddings = embed_packs(Run.open("this/folder"), Workspace.load("data/mine.toml"))', "```", "",
+        ]  # fmt: skip
     cameras, told = _cameras(run), _is_told(run)
+    official = [name for name in dict.fromkeys(map(encoder_of, _experts(run))) if name not in {*STANDINS, RAYS}]
+    weights = ", ".join(f'"{name}": "its/official/weights"' for name in official)
     first = "images_1" if cameras else "images"
     named = ", ".join(f'"{camera}": images_{number}' for number, camera in enumerate(cameras, 1))
     given = [f"{{{named}}}" if cameras else first] + [f"[Camera(K, world_to_camera)] * len({first})"] * told
     shape = "uint8 [B, H, W, 3]" + " each" * bool(cameras)
     return [
         "## Use", "", "```python", f"from rgb2pc_lib import {'Camera, ' * told}Embedder", "",
-        'embedder = Embedder.from_run("this/folder")',
+        f'embedder = Embedder.from_run("this/folder"{f", weights={{{weights}}}" * bool(weights)})',
         f"embeddings = embedder({', '.join(given)})  # {shape} -> [B, E]", "```", "",
     ]  # fmt: skip
 
@@ -214,7 +232,7 @@ def _limits(run: Run | CompactRun) -> list[str]:
         "It knows what its teacher knows: where the figures above are low, so is its use.",
         "One training; figures of other seeds will differ.",
     ]
-    if unknown := [name for name in _experts(run) if encoder_of(name) not in {*EXPERTS, RAYS}]:
+    if unknown := _unknown(run):
         lines.append(
             f"No encoder is called {', '.join(unknown)}, so it takes no frames: give `embed_packs` their features."
         )

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from rgb2pc_lib.data.files.guarded import read_npz
+from rgb2pc_lib.data.files.stamps import stamp
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import natural_key, step_name
 from rgb2pc_lib.data.pictures import RULES
@@ -94,8 +95,8 @@ def own_targets(run: Run, judged: str = "held_out", spatial: bool = False, devic
 def _from_packs(run: Run, stored: dict[str, np.ndarray], device: str) -> np.ndarray:
     """The spatial tokens `[n, P, D]` of all the run's samples, of all its cameras, in the order of its embeddings."""
     samples = Data.open(run.config).samples
-    packs = {f"{name}/{'/'.join(key)}": p.path for name, of in samples.pairing.packs.items() for key, p in of.items()}
-    store = _home(run) / f"own-{_stamp(packs)}.npz"
+    packs = [pack.path for packs in samples.pairing.packs.values() for pack in packs.values()]
+    store = _home(run) / f"own-{stamp(packs)}.npz"
     known = _stored(store, "spatial")
     if known is not None and len(known["spatial"]) == len(samples):
         return known["spatial"]
@@ -129,8 +130,8 @@ def more_targets(
     """
     wanted = ["embeddings"] + ["spatial"] * spatial
     episodes = list_frames(rgb_root)
-    stamps = {key: _stamp({"/".join(file.parts[-3:]): file for file in files}) for key, files in episodes.items()}
-    stores = {key: _home(run) / f"{stamp}.npz" for key, stamp in stamps.items()}
+    through = f"decoder {RULES}", *(_told(expert, where) for expert, where in sorted((weights or {}).items()))
+    stores = {key: _home(run) / f"{stamp(files, *through)}.npz" for key, files in episodes.items()}
     known = {key: _stored(store, *wanted) for key, store in stores.items()}
     missing = [key for key, tables in known.items() if tables is None]
     missing.sort(key=lambda key: natural_key(key[1]))  # the first episodes of all tasks, then the second ones
@@ -159,6 +160,13 @@ def _home(run: Run) -> Path:
     return CACHE / "targets" / weights
 
 
+def _told(expert: str, weights: str | Path) -> str:
+    """Which weights an expert's are: a file, a folder, or a name on a hub."""
+    path = Path(weights)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+    return f"{expert} {weights} {stamp(files)}"
+
+
 def _save(tables: dict[str, np.ndarray], store: Path) -> None:
     arrays: dict[str, Any] = {**tables}
     np.savez(store, **arrays)
@@ -171,10 +179,3 @@ def _stored(store: Path, *wanted: str) -> dict[str, np.ndarray] | None:
         return read_npz(store, {name: axes[name] for name in wanted}) if store.exists() else None
     except InputError:
         return None
-
-
-def _stamp(files: dict[str, Path]) -> str:
-    """Of some files, wherever their folders lie: names, sizes, times of change, and how frames are decoded."""
-    stats = {name: file.stat() for name, file in files.items()}
-    told = [f"decoder {RULES}", *(f"{name}|{s.st_size}|{s.st_mtime_ns}" for name, s in stats.items())]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]

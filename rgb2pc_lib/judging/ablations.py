@@ -15,8 +15,8 @@ from rgb2pc_lib.data.workspace import portable
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import Judgement, judge_students, over_seeds, singles, without_each
 from rgb2pc_lib.judging.verdicts import difference, interval
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config
 
 BASE = "weighted"  # the judged runs' own settings
 SETTINGS: dict[str, dict[str, dict]] = {  # question -> answer -> what differs from the base

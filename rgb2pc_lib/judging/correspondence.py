@@ -27,11 +27,12 @@ from rgb2pc_lib.data.step_points import PointReader
 from rgb2pc_lib.data.workspace import portable
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.verdicts import interval
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.metrics import unit
 from rgb2pc_lib.learning.places import embed_places, embed_points
 from rgb2pc_lib.learning.point_models import PlaceStudent
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Run
 
 ALIGNED, BOTH = "geometric", "moe + geometric"  # models: alone, and beside distillation
 FUSED, POINTS, COLOUR = "aligned places", "aligned points", "colour"

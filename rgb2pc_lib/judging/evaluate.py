@@ -23,9 +23,11 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.probes import LOOKS, load_answers, probe_samples, scores
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION, UNTRAINED, pooled_rivals, untrained
 from rgb2pc_lib.judging.verdicts import AHEAD, SHUFFLED, TEACHER, WIDTH
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.metrics import agreement, knn_overlap, linear_cka, retrieval
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run, most_ahead
+from rgb2pc_lib.learning.remarks import most_ahead
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import Progress, train
 
 _LONG = ["model", "seed", "measure", "value"]

@@ -7,9 +7,10 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from rgb2pc_lib.data.sampling import Gatherer, lattice, ordered_plans
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, build_student
+from rgb2pc_lib.learning.runs import build_student
 
 CONCATENATED, PROPRIOCEPTION, UNTRAINED = "experts concatenated", "proprioception", "untrained student"
 BLOCKS = (1, 2, 4)  # blocks of the image along each side

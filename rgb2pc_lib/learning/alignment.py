@@ -20,11 +20,11 @@ from rgb2pc_lib.data.pairing import Samples
 from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan, Planner, refuse_not_finite
 from rgb2pc_lib.data.step_points import PointReader
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.losses import info_nce, load_balance
 from rgb2pc_lib.learning.objective import Distillation
 from rgb2pc_lib.learning.places import point_to_patch
 from rgb2pc_lib.learning.point_models import PlaceStudent
-from rgb2pc_lib.learning.runs import Config
 
 
 def anchors(samples: Samples, index: np.ndarray, window: int) -> list[np.ndarray]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from rgb2pc_lib.data.pairing import Samples
 from rgb2pc_lib.data.sampling import Batch, Gatherer, Plan, refuse_not_finite
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.losses import NearInTime, info_nce, load_balance, normalised_mse, relational
 from rgb2pc_lib.learning.models import Student
-from rgb2pc_lib.learning.runs import Config
 from rgb2pc_lib.learning.settings import Settings
 
 Plans = Callable[[int], Plan]  # the plan of step n, whatever was asked before

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run, read_metrics
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run, read_metrics
 from rgb2pc_lib.learning.train import Progress, train
 
 ACTIVE = ("starting", "running", "stopping", "finishing")

@@ -1,7 +1,8 @@
 """Settings: what a field of them says of itself, how they are checked, and the fields that every training has.
 
-A training's own settings are a frozen dataclass of its own (`runs.Config`, `compact.CompactConfig`), each field made by
-`option`, or by `shared` where another training has it too. Command lines, widgets and run folders are made from them.
+A training's own settings are a frozen dataclass of its own (`config.Config`, `compact.CompactConfig`), each field
+made by `option`, or by `shared` where another training has it too. Command lines, widgets and run folders are made
+from them.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ _SHARED: dict[str, dict[str, Any]] = {  # of every training: what `option` is to
     # the run's folder
     "save_every": {"text": "steps between checkpoints", "least": 1},
     "log_every": {"text": "steps between lines of metrics.jsonl", "least": 1},
-    "eval_every": {"text": "steps between checks on held-out samples; 0: at the end only", "least": 0},
+    "eval_every": {"text": "steps between checks on validation samples; 0: at the end only", "least": 0},
 }
 
 

@@ -23,11 +23,12 @@ from rgb2pc_lib.data.files.guarded import first_line
 from rgb2pc_lib.data.files.writing import claim, told, write_atomic
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import ranks
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.finish import curve, finish
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device, prepare
-from rgb2pc_lib.learning.runs import OVER, Config, Run, RunFolder, read_metrics
+from rgb2pc_lib.learning.runs import OVER, Run, RunFolder, read_metrics
 from rgb2pc_lib.learning.settings import Settings
 
 _LISTED = 200  # characters of changed settings in a message

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rgb2pc_lib.judging.loop import verdict
-from rgb2pc_lib.judging.loop.proof import film_file
+from rgb2pc_lib.judging.loop.proof import STRIP, film_file
 from rgb2pc_lib.judging.rivals import PROPRIOCEPTION
 from rgb2pc_lib.judging.verdicts import SHUFFLED, TEACHER
 from rgb2pc_lib.views.look import ALARM, plain
@@ -72,9 +72,8 @@ def films_figure(folder: Path, task: str, names: list[str], look: str = "random"
             path = film_file(folder, name, task, look, success)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            if path.exists():
-                axes.imshow(np.asarray(Image.open(path)))
-            else:
+            axes.imshow(np.asarray(Image.open(path)) if path.exists() else np.full((1, STRIP, 3), 255))
+            if not path.exists():
                 axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes, color="0.5")
         row[0].set_ylabel(plain(name), rotation=0, ha="right", va="center")
     grid[0][0].set_title("a success")

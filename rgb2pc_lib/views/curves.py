@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from rgb2pc_lib.judging.verdicts import verdict
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.plots import LINES, colour, line
 
 SIDES = ("validation", "held-out")  # what a curve is of; older runs and those without validation have the latter

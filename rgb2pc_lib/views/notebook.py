@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from rgb2pc_lib.data.workspace import CACHE, SAMPLE, portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.session import Session
 from rgb2pc_lib.views.plots import commit, png
 

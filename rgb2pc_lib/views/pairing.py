@@ -20,8 +20,9 @@ from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.pairing import NO_EPISODE, NO_STEP, OK, Pairing
 from rgb2pc_lib.data.workspace import portable
 from rgb2pc_lib.judging.versus import Versus
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.look import ALARM, CALM, look, plain
 from rgb2pc_lib.views.notebook import train_missing
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.train import train
 
 PANELS = (  # .rgb2pc-<name>

@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from rgb2pc_lib.judging.evaluate import line_up, train_line_up
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.views.report import Report, line_up_runs
 from rgb2pc_lib.views.report_html import execute, write_html
 

@@ -6,7 +6,8 @@ import json
 import pytest
 import tiny
 
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 pytestmark = pytest.mark.long

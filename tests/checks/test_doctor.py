@@ -20,7 +20,8 @@ from rgb2pc_lib.data.clouds import Cloud, write_ply
 from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.teacher import teacher_table
 from rgb2pc_lib.data.workspace import PROJECT, SAMPLE, Workspace
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 STEPS = [f"step_{i:04d}" for i in range(12)]

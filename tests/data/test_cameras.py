@@ -8,7 +8,7 @@ from rgb2pc_lib.data.pairing import pair, select
 from rgb2pc_lib.data.sampling import Planner
 from rgb2pc_lib.data.workspace import Workspace, camera_of, encoder_of
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 
 TWO = """
 [roots]

@@ -21,8 +21,9 @@ from rgb2pc_lib.deploy.export import ThroughOnnx, export_run, exported
 from rgb2pc_lib.deploy.stream import Stream
 from rgb2pc_lib.deploy.targets import own_targets
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 
@@ -204,6 +205,12 @@ def test_more_frames_are_embedded_once_and_train_only(fused, tmp_path, monkeypat
     assert asked == [8, 8, 4] and np.array_equal(again.embeddings, found.embeddings)
     spatial = targets.more_targets(fused, tmp_path / "more", batch=8, progress=False, spatial=True).spatial
     assert spatial.shape == (20, 16, 32) and spatial[:, 3, 5].tolist() == list(range(1, 21)) and sum(asked) == 20
+    weights = tmp_path / "xfeat.pt"
+    for expected, content in ((40, b"one"), (40, b"one"), (60, b"another")):  # of other weights: embedded anew
+        if not weights.exists() or weights.read_bytes() != content:
+            weights.write_bytes(content)
+        targets.more_targets(fused, tmp_path / "more", progress=False, weights={"xfeat": weights})
+        assert sum(asked) == expected
     config = settings(fused, tmp_path / "run", steps=2, more_rgb=(str(tmp_path / "more"),))
     list(train_compact(config))
     summary = CompactRun.open(tmp_path / "run").summary

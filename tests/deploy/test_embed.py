@@ -19,7 +19,8 @@ from rgb2pc_lib.deploy.embed import Embedder, embed_packs
 from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import ImageEncoder, square
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run, build_student
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run, build_student
 from rgb2pc_lib.learning.train import train
 
 tool = load_script(PROJECT / "tools" / "embed.py")

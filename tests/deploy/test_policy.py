@@ -16,7 +16,7 @@ from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
 from rgb2pc_lib.deploy.embed import Embedder
 from rgb2pc_lib.deploy.policy import PolicyBackbone, save_torchvision, torchvision_state
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 
 SIZE = 48
 

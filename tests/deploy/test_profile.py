@@ -16,7 +16,8 @@ from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
 from rgb2pc_lib.deploy.export import export_onnx
 from rgb2pc_lib.deploy.profile import WHOLE, profile
 from rgb2pc_lib.encoders.rays import CHANNELS
-from rgb2pc_lib.learning.runs import Config, Run, build_student
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run, build_student
 
 
 @pytest.fixture(scope="module")

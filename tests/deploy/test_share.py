@@ -9,17 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from rgb2pc_lib.data.workspace import PROJECT
+from rgb2pc_lib.data.workspace import PROJECT, Workspace
 from rgb2pc_lib.deploy.backbones import Compact
 from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.deploy.embed import Embedder, embed_packs
 from rgb2pc_lib.deploy.export import export_onnx
 from rgb2pc_lib.deploy.lighter import to_fp16, to_int8
 from rgb2pc_lib.deploy.lookup import open_encoder
-from rgb2pc_lib.deploy.share import share
+from rgb2pc_lib.deploy.share import model_card, share
 from rgb2pc_lib.encoders.rays import SOMEWHERE
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run, build_student
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run, build_student
 from rgb2pc_lib.learning.train import train
 
 
@@ -128,6 +129,16 @@ def test_what_the_card_shows_runs(tmp_path, experts):
     assert ("- It sees through head, wrist: frames are given by camera" in card) == (len(experts) > 2)
 
 
+def test_the_card_asks_for_weights_that_experts_do_not_bring(tmp_path):
+    _, card = card_of(tmp_path / "run", "xfeat")
+    assert "weights=" not in card
+    run = Run(tmp_path / "run")
+    summary = run.summary | {"gates": {"vggt@head": 0.5, "dinov3@head": 0.5}}
+    run.file("summary.json").write_text(json.dumps(summary))
+    weights = 'weights={"vggt": "its/official/weights", "dinov3": "its/official/weights"})'
+    assert f'Embedder.from_run("this/folder", {weights}' in model_card(run)
+
+
 def test_a_run_of_windows_says_so(tmp_path, caplog):
     folder, card = card_of(tmp_path / "run", "xfeat", sample_unit="window", window=4)
     assert "3 held-out windows of 4 steps against" in card and "- Trained on 9 windows of 4 steps." in card
@@ -137,7 +148,7 @@ def test_a_run_of_windows_says_so(tmp_path, caplog):
     assert "train with --sample_unit step" in caplog.text
 
 
-def test_a_run_comes_back_equal(left, tmp_path):
+def test_a_run_comes_back_equal(left, tmp_path, monkeypatch):
     config = Config(steps=4, batch_size=16, student_tokens=16, fuse_dim=16, save_dir=str(tmp_path / "run"))
     list(train(config.with_workspace(left)))
     folder = share(tmp_path / "run", tmp_path / "shared")
@@ -147,6 +158,11 @@ def test_a_run_comes_back_equal(left, tmp_path):
     assert "# Student of left, right (weighted fusion)" in card
     assert f"{Run.open(folder).summary['held-out']['cosine']:.4g}" in card
     assert "No encoder is called left, right, so it takes no frames" in card
+    code = re.findall(r"^```python\n(.*?)^```$", card, re.M | re.S)[0].replace("this/folder", str(folder))
+    monkeypatch.setattr(Workspace, "load", lambda path: left)
+    known: dict = {}
+    exec(code, known)
+    assert np.array_equal(known["embeddings"], ours)
     no_traces(folder, tmp_path, *left.experts.values())
     with pytest.raises(InputError, match="holds files already"):
         share(tmp_path / "run", folder)

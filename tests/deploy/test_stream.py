@@ -23,9 +23,10 @@ from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import EXPERTS, STANDINS, load_encoder
 from rgb2pc_lib.encoders.rays import CHANNELS, SOMEWHERE, live_rays
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.point_models import PlaceStudent, PointHead
-from rgb2pc_lib.learning.runs import Config, Run, build_student
+from rgb2pc_lib.learning.runs import Run, build_student
 
 OFFICIAL = sorted(set(EXPERTS) - set(STANDINS))
 WINDOW, STEPS = 3, 5

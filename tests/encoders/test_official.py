@@ -24,7 +24,8 @@ from rgb2pc_lib.encoders.extract import extract, list_frames
 from rgb2pc_lib.encoders.images import EXPERTS, STANDINS, describe, load_encoder
 from rgb2pc_lib.encoders.vit import normalise
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 OFFICIAL = sorted(set(EXPERTS) - set(STANDINS))

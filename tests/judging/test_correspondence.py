@@ -12,7 +12,8 @@ from PIL import Image
 from rgb2pc_lib.data.geometry import Placement
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging import correspondence as c
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 from rgb2pc_lib.views import correspondence as view
 from rgb2pc_lib.views.widgets.correspondence import CorrespondenceBrowser

@@ -24,8 +24,9 @@ from rgb2pc_lib.judging.verdicts import (
     rivals_of,
     verdict,
 )
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 
 SMALL = Config(

@@ -12,7 +12,8 @@ from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun
 from rgb2pc_lib.deploy.compress import train_compact
 from rgb2pc_lib.judging.exports import judge_exports, lost
 from rgb2pc_lib.judging.ledger import FUSED, TEACHER, advantage_kept, compact_hops, expert_hops, quality
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 

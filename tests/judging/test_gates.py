@@ -20,7 +20,8 @@ from rgb2pc_lib.judging.gates import (
     switch_off_cost,
     variation,
 )
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 SMALL = Config(

@@ -22,7 +22,8 @@ from rgb2pc_lib.judging.ledger import (
     expert_hops,
     in_words,
 )
-from rgb2pc_lib.learning.runs import Config, Run, build_student
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run, build_student
 from rgb2pc_lib.views.compact import ledger_figure
 
 QUALITY = {

@@ -7,7 +7,8 @@ import pytest
 from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.versus import Versus
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 
 STEPS, WIDTH = 6, 32
 

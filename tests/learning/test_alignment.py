@@ -13,10 +13,11 @@ from rgb2pc_lib.data.step_points import PointReader
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import Questions, judge_run
 from rgb2pc_lib.learning.alignment import Alignment, Alike, PointPlanner, anchor_of, anchors, centre, consistency
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.places import elsewhere
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run, build_student
+from rgb2pc_lib.learning.runs import Run, build_student
 from rgb2pc_lib.learning.train import train
 
 SMALL = Config(validation=0.0, amp="off",

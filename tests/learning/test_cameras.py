@@ -6,9 +6,10 @@ import torch
 
 from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.deploy.embed import embed_packs
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.finish import camera_shares
 from rgb2pc_lib.learning.models import POOLINGS, Student
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 CHANNELS = {"a@head": 8, "b@head": 6, "a@wrist": 8}

@@ -8,10 +8,11 @@ import torch
 
 from rgb2pc_lib.data.sampling import Gatherer, Planner
 from rgb2pc_lib.learning import losses, metrics, ranks
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.learner import Learner
 from rgb2pc_lib.learning.objective import Distillation
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run, build_student
+from rgb2pc_lib.learning.runs import Run, build_student
 from rgb2pc_lib.learning.train import train
 
 PLAIN = Config(

@@ -7,8 +7,9 @@ import torch
 
 from rgb2pc_lib.learning import precision
 from rgb2pc_lib.learning import train as module
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.precision import faster_in_bfloat16, in_bfloat16
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 CPU = torch.device("cpu")

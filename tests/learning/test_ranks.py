@@ -19,9 +19,10 @@ from rgb2pc_lib.data.sampling import Gatherer, embedding_lattice
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning import ranks
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 

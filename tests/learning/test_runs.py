@@ -8,7 +8,8 @@ import pytest
 
 from rgb2pc_lib.data.workspace import PROJECT, Workspace, portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 

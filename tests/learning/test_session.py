@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from rgb2pc_lib.learning import session as module
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.session import AT_REST, THREAD, Session
 from rgb2pc_lib.learning.train import train
 
@@ -185,7 +186,7 @@ def test_another_process_keeps_off_and_leaves_a_checkpoint_when_it_ends(left, tm
     (tmp_path / "config.json").write_text(made.to_json())
     code = f"""
 import pathlib, time
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.session import Session
 session = Session()
 session.start(Config.from_json(pathlib.Path({str(tmp_path / "config.json")!r}).read_text()))

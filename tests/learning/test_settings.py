@@ -7,7 +7,7 @@ import pytest
 
 from rgb2pc_lib.deploy.compact import CompactConfig
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 
 OF_ITS_OWN = {"save_dir"}  # its help says where each training goes when nothing is given
 

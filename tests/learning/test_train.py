@@ -17,9 +17,11 @@ from rgb2pc_lib.data.sampling import lattice
 from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.deploy.embed import embed_packs
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.metrics import retrieval
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config, Run, left_out_words
+from rgb2pc_lib.learning.remarks import left_out_words
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 SMALL = Config(validation=0.0, amp="off",

@@ -12,7 +12,8 @@ from PIL import Image
 from rgb2pc_lib.data.clouds import Cloud
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.gates import GateReader, switch_off, switch_off_cost
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 from rgb2pc_lib.views.gates import (
     LEADING,

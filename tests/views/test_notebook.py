@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from rgb2pc_lib.data.workspace import PROJECT, SAMPLE
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import train_line_up
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.session import THREAD
 from rgb2pc_lib.views import notebook as module
 from rgb2pc_lib.views.notebook import picture, train_missing

@@ -11,8 +11,8 @@ from rgb2pc_lib.checks.teacher import negative_audit, spread
 from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.pairing import NO_EPISODE, NO_STEP, OK, pair
 from rgb2pc_lib.data.sampling import Gatherer
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.runs import Config
 from rgb2pc_lib.views.look import ALARM
 from rgb2pc_lib.views.pairing import (
     STATUS,

@@ -14,7 +14,8 @@ from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import line_up, train_line_up
 from rgb2pc_lib.judging.verdicts import SHUFFLED
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.report import Report, canonical, line_up_runs, table
 from rgb2pc_lib.views.report_html import AUTHORS, NOTEBOOK, execute, static_copy, write_html
 

@@ -7,7 +7,7 @@ from tiny import contents
 from rgb2pc_lib.data.files.writing import claim
 from rgb2pc_lib.deploy.compact import CompactConfig
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.views.runs import all_runs, built_on, delete_run
 
 SMALL = Config(steps=20, vis_roots={"a": "x", "b": "y"}, pc_root="z")

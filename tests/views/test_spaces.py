@@ -10,8 +10,9 @@ from PIL import Image
 from rgb2pc_lib.data.clouds import Cloud, write_ply
 from rgb2pc_lib.data.workspace import Workspace
 from rgb2pc_lib.errors import InputError
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.metrics import knn_overlap, retrieval
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.views.plots import task_colours
 from rgb2pc_lib.views.spaces import (
     Spaces,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rgb2pc_lib.data.sampling import Gatherer
+from rgb2pc_lib.data.workspace import encoder_of
+from rgb2pc_lib.encoders.rays import NAME as RAYS
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.loop.representations import (
     STATE,
@@ -22,14 +24,19 @@ from rgb2pc_lib.judging.loop.representations import (
 )
 from rgb2pc_lib.judging.rivals import CONCATENATED, PROPRIOCEPTION
 from rgb2pc_lib.judging.verdicts import TEACHER
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 
 FULL_STATE = "full state"
 
 
 def experts_alone(experts: Sequence[str]) -> dict[str, Representation]:
-    """Every expert, and all together, pooled over the image and in 4 x 4 blocks at the teacher's usual width."""
-    every = {name: (name,) for name in experts} | ({CONCATENATED: tuple(experts)} if len(experts) > 1 else {})
+    """Every expert, and all together, pooled over the image and in 4 x 4 blocks at the teacher's usual width.
+
+    The rays of a camera alone see nothing of the scene, and are left out.
+    """
+    every: dict[str, tuple[str, ...]] = {name: (name,) for name in experts if _sees([name])}
+    every |= {CONCATENATED: tuple(experts)} if len(experts) > 1 else {}
     pooled: dict[str, Representation] = {name: Pooled(of) for name, of in every.items()}
     return pooled | {f"{name} 4x4, 256 PCs": Pooled(of, 4, 256) for name, of in every.items()}
 
@@ -40,11 +47,13 @@ def line_up(
     """Name -> variants of a representation: head seed k takes the k-th, and after the last the first again.
 
     `rows` are (name, config) of runs, as `evaluate.line_up` gives them for `config`, whose experts and teacher stand
-    beside them: a student's seeds are its variants. Raises InputError where two compact students have one name.
+    beside them: a student's seeds are its variants. Those that see nothing of the scene, of the rays of a camera
+    alone, are left out. Raises InputError where two compact students have one name.
     """
     students: dict[str, list[Representation]] = {}
     for name, row in rows:
-        students.setdefault(name, []).append(Student(row.folder))
+        if _sees(row.vis_roots):
+            students.setdefault(name, []).append(Student(row.folder))
     found: dict[str, list[Representation]] = {
         **told(),
         TEACHER: [Teacher(pooling=config.teacher_pooling)],
@@ -56,6 +65,11 @@ def line_up(
     small: list[dict[str, list[Representation]]]
     small = [{f"compact, {folder.name}": [CompactStudent(folder)]} for folder in compacts]
     return merged(found, *small)
+
+
+def _sees(experts: Iterable[str]) -> bool:
+    """Whether any of them sees the scene."""
+    return any(encoder_of(name) != RAYS for name in experts)
 
 
 def merged(*parts: dict[str, list[Representation]]) -> dict[str, list[Representation]]:

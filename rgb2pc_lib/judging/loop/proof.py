@@ -44,7 +44,8 @@ from rgb2pc_lib.judging.loop.tuned import Tuned
 
 HEADS = {"mlp": train_head, "diffusion": train_diffusion_head}
 _ERRORS = ["representation", "task", "head", "training error", "validation error"]
-_STRIP, _THUMB = 8, 112  # images of a film strip, and their height in pixels
+STRIP = 8  # images of a film strip
+_THUMB = 112  # their height and width, pixels
 
 
 @dataclass(frozen=True)
@@ -336,6 +337,6 @@ def _keep_film(folder: Path, unit: Unit, look: str, success: bool, film: list[np
     path = film_file(folder, unit.name, unit.task, look, success)
     if path.exists():
         return
-    kept = np.linspace(0, len(film) - 1, _STRIP).round().astype(int)
+    kept = np.linspace(0, len(film) - 1, STRIP).round().astype(int)
     thumbs = [np.asarray(Image.fromarray(film[i]).resize((_THUMB, _THUMB))) for i in kept]
     write_atomic(path, lambda p: p.write_bytes(encoded(np.concatenate(thumbs, 1), "JPEG", quality=85)))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from rgb2pc_lib.data.files.guarded import read_npz
+from rgb2pc_lib.data.files.stamps import stamp
 from rgb2pc_lib.data.files.writing import write_atomic
 from rgb2pc_lib.data.listing import IMAGES
 from rgb2pc_lib.data.listing import steps as list_steps
@@ -36,8 +37,9 @@ from rgb2pc_lib.judging.loop.demonstrations import CHUNK, Demonstrations
 from rgb2pc_lib.judging.loop.scenes import Recorder, Seen, cameras_of
 from rgb2pc_lib.judging.probes import from_states
 from rgb2pc_lib.judging.rivals import block_means, fit_components, pooled_blocks
+from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.prepare import Data, pick_device
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.runs import Run
 
 SIDES = (1, 4)  # blocks of the image along each side, of pooled experts
 STATE = {"object": 3, "goal": 3, "joint": 1}  # beside the robot's own, which every head is told
@@ -371,12 +373,6 @@ def _reduce(x: np.ndarray, fitted: Fitted) -> np.ndarray:
     """Features `[B, C]` as the principal components that were fitted, if any."""
     x = x.astype(np.float32)
     return (x - fitted["mean"]) @ fitted["components"].T if "components" in fitted else x
-
-
-def stamp(paths: Iterable[Path]) -> str:
-    """What tells these files from later ones in their places: how large they are, and when the last one changed."""
-    stats = [path.stat() for path in paths]
-    return f"{sum(s.st_size for s in stats)} {max(s.st_mtime_ns for s in stats)}"
 
 
 def _packs_stamp(source: Source, experts: Iterable[str]) -> str:

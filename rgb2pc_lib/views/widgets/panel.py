@@ -20,7 +20,8 @@ from plotly.subplots import make_subplots
 
 from rgb2pc_lib.data.workspace import RUNS, portable
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.session import Session, Snapshot
 from rgb2pc_lib.views.curves import DASHES, SIDES, curves, curves_figure, labels, side_of, smoothed, styles
 from rgb2pc_lib.views.plots import colour

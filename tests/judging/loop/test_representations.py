@@ -1,7 +1,6 @@
 """What is seen live gives what was extracted from the same recorded frame, for every representation."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from rgb2pc_lib.judging.loop.representations import (
     features_file,
     prepare,
     read_features,
-    stamp,
 )
 from rgb2pc_lib.judging.loop.scenes import Recorder, cameras_of, own_state
 from rgb2pc_lib.learning.prepare import Data
@@ -176,17 +174,6 @@ def test_features_are_made_once_and_again_when_their_source_changes(recorded, tm
     assert Pooled(("daisy",), 4, 8).made_from(split) != Pooled(("daisy",), 4, 8).made_from(recorded)
 
 
-def test_files_that_changed_are_told_from_those_before(tmp_path):
-    file = tmp_path / "one"
-    file.write_bytes(b"1")
-    first = stamp([file])
-    assert stamp([file]) == first
-    os.utime(file, ns=(0, 0))
-    later = stamp([file])
-    file.write_bytes(b"22")
-    assert len({first, later, stamp([file])}) == 3
-
-
 def test_components_know_training_steps_only(recorded):
     fitted = Pooled(("daisy",), 4, 8).features(recorded)
     training = recorded.demonstrations.training
@@ -204,6 +191,15 @@ def test_line_up_has_a_variant_for_every_seed(recorded):
     assert {"experts concatenated", "daisy 4x4, 256 PCs", "weighted, spatial tokens, 256 PCs"} <= set(found)
     with pytest.raises(InputError, match="expected a name once, found two of compact, a; rename a folder"):
         line_up([], config, [Path("one/a"), Path("other/a")])
+
+
+def test_what_sees_nothing_of_the_scene_is_left_out(recorded):
+    root = recorded.config.vis_roots["daisy"]
+    config = dataclasses.replace(recorded.config, vis_roots={"daisy": root, "rays": root})
+    alone = dataclasses.replace(config, vis_roots={"rays": root})
+    found = line_up([("weighted", config), ("rays only", alone)], config)
+    assert {"weighted", "daisy", "experts concatenated 4x4, 256 PCs"} <= set(found)
+    assert not [name for name in found if "rays" in name]
 
 
 def test_other_teachers_and_other_data_are_refused(recorded, tmp_path, left):

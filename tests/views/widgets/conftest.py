@@ -6,7 +6,8 @@ import tiny
 from PIL import Image
 
 from rgb2pc_lib.data.pairing import pair
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 
 

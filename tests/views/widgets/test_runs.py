@@ -9,7 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from rgb2pc_lib.errors import InputError
-from rgb2pc_lib.learning.runs import Config, Run
+from rgb2pc_lib.learning.config import Config
+from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
 from rgb2pc_lib.views.plots import colour
 from rgb2pc_lib.views.widgets import runs as module
