@@ -118,7 +118,7 @@ tables: calibrated  ## the tables of "What works": students judged and settings 
 
 LOOP := $(BIN)/python tools/proof.py $(if $(QUICK),--quick,--workspace data/calibrated.toml --runs runs/calibrated$(N) \
 	--out runs/loop$(N) $(STUDENTS) expert_drop=0) $(LOOP_FLAGS)
-proof: $(if $(QUICK),features $(VENV)/sim,calibrated)  ## the closed loop: roll out policies on every representation (5 hours; EPISODES=264 STEPS=2500: the pages' first table; QUICK=1: 5 minutes)
+proof: $(if $(QUICK),features $(VENV)/sim,calibrated)  ## the closed loop: roll out policies on every representation (4 to 5 hours; EPISODES=264 STEPS=2500: the pages' first table; QUICK=1: 5 minutes)
 	$(LOOP)
 
 clean:  ## remove what was derived: caches, runs and the site
