@@ -16,7 +16,7 @@ from pathlib import Path
 from rgb2pc_lib import InputError, Run, Workspace, gap_closed, judge, judged_config, line_up
 from rgb2pc_lib.data.workspace import SAMPLE, home
 from rgb2pc_lib.judging.verdicts import advice, answer, mean_table
-from rgb2pc_lib.learning.remarks import left_out_words, look_ahead_words
+from rgb2pc_lib.learning.runs import left_out_words, look_ahead_words
 from rgb2pc_lib.views.notebook import train_missing
 from rgb2pc_lib.views.plots import judgement_figure, save_figure
 

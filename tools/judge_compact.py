@@ -15,7 +15,7 @@ from rgb2pc_lib.command_line import named
 from rgb2pc_lib.deploy.export import exported
 from rgb2pc_lib.encoders.images import EXPERTS
 from rgb2pc_lib.judging.ledger import advantage_kept, judge
-from rgb2pc_lib.learning.remarks import look_ahead_words
+from rgb2pc_lib.learning.runs import look_ahead_words
 from rgb2pc_lib.views.compact import ledger_figure
 from rgb2pc_lib.views.plots import save_figure
 

@@ -27,7 +27,7 @@ from rgb2pc_lib.command_line import add_flag
 from rgb2pc_lib.data.files.exclusions import Exclusions
 from rgb2pc_lib.data.workspace import SAMPLE, parse_expert_root, portable
 from rgb2pc_lib.learning import ranks
-from rgb2pc_lib.learning.remarks import left_out_words
+from rgb2pc_lib.learning.runs import left_out_words
 
 ROOTS = ("pc_root", "vis_roots", "rgb_root", "camera_roots", "state_root", "cloud_root", "teacher_tag")
 

@@ -36,8 +36,7 @@ from rgb2pc_lib.learning.models import SIDE
 from rgb2pc_lib.learning.objective import embedding_loss
 from rgb2pc_lib.learning.precision import in_bfloat16
 from rgb2pc_lib.learning.prepare import pick_device, refuse_few_negatives
-from rgb2pc_lib.learning.remarks import sights
-from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.learning.runs import Run, sights
 from rgb2pc_lib.learning.train import Progress, begin, follow
 
 

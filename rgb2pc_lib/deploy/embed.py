@@ -42,8 +42,7 @@ from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.finish import embed_samples
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.prepare import pick_device
-from rgb2pc_lib.learning.remarks import look_ahead_words, sights, window_words
-from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.learning.runs import Run, look_ahead_words, sights, window_words
 
 
 def embed_packs(run: Run, workspace: Workspace, device: str = "auto") -> tuple[pd.DataFrame, np.ndarray]:

@@ -26,8 +26,7 @@ from rgb2pc_lib.encoders.images import EXPERTS, STANDINS, describe
 from rgb2pc_lib.encoders.rays import NAME as RAYS
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.config import Config
-from rgb2pc_lib.learning.remarks import look_ahead_words, window_words
-from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.learning.runs import Run, look_ahead_words, window_words
 
 _FRONT = """---
 library_name: rgb2pc

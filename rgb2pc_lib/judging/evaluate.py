@@ -26,8 +26,7 @@ from rgb2pc_lib.judging.verdicts import AHEAD, SHUFFLED, TEACHER, WIDTH
 from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.metrics import agreement, knn_overlap, linear_cka, retrieval
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.remarks import most_ahead
-from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.learning.runs import Run, most_ahead
 from rgb2pc_lib.learning.train import Progress, train
 
 _LONG = ["model", "seed", "measure", "value"]

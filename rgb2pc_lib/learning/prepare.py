@@ -22,8 +22,7 @@ from rgb2pc_lib.learning.losses import negatives
 from rgb2pc_lib.learning.models import Student
 from rgb2pc_lib.learning.objective import Distillation, Plans
 from rgb2pc_lib.learning.point_models import PlaceStudent
-from rgb2pc_lib.learning.remarks import look_ahead_words
-from rgb2pc_lib.learning.runs import build_student
+from rgb2pc_lib.learning.runs import build_student, look_ahead_words
 from rgb2pc_lib.learning.settings import Settings
 
 _DROPPING = 0.7  # share of the steps in which experts are dropped; the rest trains them together, as they will be used

@@ -22,8 +22,8 @@ from rgb2pc_lib.data.workspace import CACHE, SAMPLE, portable
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.runs import Run
-from rgb2pc_lib.learning.session import Session
 from rgb2pc_lib.views.plots import commit, png
+from rgb2pc_lib.views.session import Session
 
 AT_ONCE = 4  # trainings, where there are so many cores
 _STYLE = """<style class="rgb2pc-style">

@@ -26,8 +26,7 @@ from rgb2pc_lib.judging.evaluate import Judgement, judge, judge_students, line_u
 from rgb2pc_lib.judging.verdicts import SHUFFLED, advice, answer, compared, gap_closed, mean_table, verdict
 from rgb2pc_lib.judging.versus import Versus
 from rgb2pc_lib.learning.config import Config
-from rgb2pc_lib.learning.remarks import left_out_words, look_ahead_words
-from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.learning.runs import Run, left_out_words, look_ahead_words
 from rgb2pc_lib.views.curves import curves_figure, verdict_figure
 from rgb2pc_lib.views.look import draw_cloud, plain
 from rgb2pc_lib.views.plots import colour, commit, judgement_figure

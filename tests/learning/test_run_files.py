@@ -15,8 +15,7 @@ from rgb2pc_lib.deploy.compact import CompactConfig, CompactRun, open_run
 from rgb2pc_lib.deploy.embed import embed_packs
 from rgb2pc_lib.errors import InputError, tell
 from rgb2pc_lib.learning.config import Config
-from rgb2pc_lib.learning.remarks import look_ahead_words, most_ahead
-from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.learning.runs import Run, look_ahead_words, most_ahead
 from rgb2pc_lib.learning.train import train
 
 OLD = Path(__file__).with_name("old_run")  # finished by an earlier version, with its checkpoint of step 4 of 12

@@ -20,8 +20,7 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.metrics import retrieval
 from rgb2pc_lib.learning.prepare import Data
-from rgb2pc_lib.learning.remarks import left_out_words
-from rgb2pc_lib.learning.runs import Run
+from rgb2pc_lib.learning.runs import Run, left_out_words
 from rgb2pc_lib.learning.train import train
 
 SMALL = Config(validation=0.0, amp="off",

@@ -14,9 +14,9 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import train_line_up
 from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.runs import Run
-from rgb2pc_lib.learning.session import THREAD
 from rgb2pc_lib.views import notebook as module
 from rgb2pc_lib.views.notebook import picture, train_missing
+from rgb2pc_lib.views.session import THREAD
 
 SMALL = Config(
     validation=0.0, amp="off", steps=12, batch_size=16, student_tokens=8, fuse_dim=16, moe_hidden=16, eval_every=0

@@ -22,9 +22,9 @@ from rgb2pc_lib.data.workspace import RUNS, portable
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.runs import Run
-from rgb2pc_lib.learning.session import Session, Snapshot
 from rgb2pc_lib.views.curves import DASHES, SIDES, curves, curves_figure, labels, side_of, smoothed, styles
 from rgb2pc_lib.views.plots import colour
+from rgb2pc_lib.views.session import Session, Snapshot
 from rgb2pc_lib.views.widgets.controls import Control, control, explained
 from rgb2pc_lib.views.widgets.paint import Repaint
 from rgb2pc_lib.views.widgets.plot import Plot

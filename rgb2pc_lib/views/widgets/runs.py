@@ -20,12 +20,12 @@ from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.gates import GateReader
 from rgb2pc_lib.judging.versus import Versus
 from rgb2pc_lib.learning.runs import Run
-from rgb2pc_lib.learning.session import Session
 from rgb2pc_lib.views.curves import curves_plotly
 from rgb2pc_lib.views.gates import LEADING, OPACITY, painted, rgb_of
 from rgb2pc_lib.views.look import ALARM, CALM
 from rgb2pc_lib.views.plots import colour
 from rgb2pc_lib.views.runs import all_runs, built_on, deletable, delete_run, differences, versus_figure
+from rgb2pc_lib.views.session import Session
 from rgb2pc_lib.views.spaces import LEAST, fold
 from rgb2pc_lib.views.widgets.maps import Maps
 from rgb2pc_lib.views.widgets.paint import Repaint, png

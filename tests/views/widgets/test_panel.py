@@ -20,9 +20,9 @@ from rgb2pc_lib.judging.verdicts import compared, verdict
 from rgb2pc_lib.learning import session as session_module
 from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.runs import Run
-from rgb2pc_lib.learning.session import THREAD
 from rgb2pc_lib.learning.train import train
 from rgb2pc_lib.views.curves import curves_figure, labels, smoothed, styles, verdict_figure
+from rgb2pc_lib.views.session import THREAD
 from rgb2pc_lib.views.widgets import panel as module
 from rgb2pc_lib.views.widgets.panel import TrainingPanel
 

@@ -12,8 +12,8 @@ import pytest
 from rgb2pc_lib.learning import session as module
 from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.runs import Run
-from rgb2pc_lib.learning.session import AT_REST, THREAD, Session
 from rgb2pc_lib.learning.train import train
+from rgb2pc_lib.views.session import AT_REST, THREAD, Session
 
 SMALL = Config(validation=0.0, amp="off",
     steps=60, batch_size=32, student_tokens=16, fuse_dim=32, moe_hidden=32, lr=3e-3, eval_every=20, log_every=5,
@@ -187,7 +187,7 @@ def test_another_process_keeps_off_and_leaves_a_checkpoint_when_it_ends(left, tm
     code = f"""
 import pathlib, time
 from rgb2pc_lib.learning.config import Config
-from rgb2pc_lib.learning.session import Session
+from rgb2pc_lib.views.session import Session
 session = Session()
 session.start(Config.from_json(pathlib.Path({str(tmp_path / "config.json")!r}).read_text()))
 while session.snapshot().step < 5: time.sleep(0.01)
