@@ -9,10 +9,10 @@ import time
 import pandas as pd
 import pytest
 
-from rgb2pc_lib.learning import session as module
 from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
+from rgb2pc_lib.views import session as module
 from rgb2pc_lib.views.session import AT_REST, THREAD, Session
 
 SMALL = Config(validation=0.0, amp="off",

@@ -17,10 +17,10 @@ from rgb2pc_lib.data.workspace import PROJECT
 from rgb2pc_lib.errors import InputError
 from rgb2pc_lib.judging.evaluate import judge_students, line_up, train_line_up
 from rgb2pc_lib.judging.verdicts import compared, verdict
-from rgb2pc_lib.learning import session as session_module
 from rgb2pc_lib.learning.config import Config
 from rgb2pc_lib.learning.runs import Run
 from rgb2pc_lib.learning.train import train
+from rgb2pc_lib.views import session as session_module
 from rgb2pc_lib.views.curves import curves_figure, labels, smoothed, styles, verdict_figure
 from rgb2pc_lib.views.session import THREAD
 from rgb2pc_lib.views.widgets import panel as module
