@@ -15,6 +15,7 @@ from pathlib import Path
 from rgb2pc_lib import InputError, Workspace, judged_config
 from rgb2pc_lib.data.workspace import PROJECT, RUNS
 from rgb2pc_lib.judging.ablations import QUESTIONS, answers, line_up
+from rgb2pc_lib.judging.evaluate import STEPS
 from rgb2pc_lib.views.notebook import train_missing
 
 
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--out", type=Path, default=RUNS / "ablations", help="folder of the runs (default: runs/ablations)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per answer (default: %(default)s)")
-    p.add_argument("--steps", type=int, help="steps of each run (default: 400)")
+    p.add_argument("--steps", type=int, help=f"steps of each run (default: {STEPS})")
     a = p.parse_args(argv)
     try:
         workspace = Workspace.load(a.workspace).excluding(a.exclude)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rgb2pc_lib import InputError, Run, Workspace, gap_closed, judge, judged_config, line_up
 from rgb2pc_lib.data.workspace import SAMPLE, home
+from rgb2pc_lib.judging.evaluate import STEPS
 from rgb2pc_lib.judging.verdicts import advice, answer, mean_table
 from rgb2pc_lib.learning.runs import left_out_words, look_ahead_words
 from rgb2pc_lib.views.notebook import train_missing
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--exclude", nargs="+", metavar="FILE", help="exclusion list, instead of the workspace's")
     p.add_argument("--out", type=Path, help="folder of the runs (default: runs/judge; of MINE.toml runs/MINE/judge)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per student (default: %(default)s)")
-    p.add_argument("--steps", type=int, help="steps of each run (default: 400)")
+    p.add_argument("--steps", type=int, help=f"steps of each run (default: {STEPS})")
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
                    help="settings of all students, named as in tools/train_rgb2pc_distill.py")  # fmt: skip
     a = p.parse_args(argv)

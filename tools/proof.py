@@ -22,6 +22,7 @@ from tqdm import tqdm
 from rgb2pc_lib import InputError, Run, Workspace, judged_config, line_up
 from rgb2pc_lib.command_line import run_resumable
 from rgb2pc_lib.data.workspace import PROJECT, RUNS, SAMPLE
+from rgb2pc_lib.judging.evaluate import STEPS
 from rgb2pc_lib.judging.loop import verdict
 from rgb2pc_lib.judging.loop.compared import line_up as representations
 from rgb2pc_lib.judging.loop.compared import merged, named_runs
@@ -55,7 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all of the workspace")
     p.add_argument("--only", nargs="+", metavar="NAME", help="representations (a wrong name lists all)")
     p.add_argument("--seeds", type=int, default=3, help="trainings per student, one a head seed (default: %(default)s)")
-    p.add_argument("--steps", type=int, help="steps of a training (default: 400)")
+    p.add_argument("--steps", type=int, help=f"steps of a training (default: {STEPS})")
     p.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
                    help="settings of the students, named as in tools/train_rgb2pc_distill.py")  # fmt: skip
     p.add_argument("--rollouts", type=int, default=50, help="a cell: representation, task, look (default: %(default)s)")

@@ -163,8 +163,7 @@ def _home(run: Run) -> Path:
 def _told(expert: str, weights: str | Path) -> str:
     """Which weights an expert's are: a file, a folder, or a name on a hub."""
     path = Path(weights)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
-    return f"{expert} {weights} {stamp(files)}"
+    return f"{expert} {stamp([path]) if path.exists() else weights}"
 
 
 def _save(tables: dict[str, np.ndarray], store: Path) -> None:

@@ -29,6 +29,7 @@ from rgb2pc_lib.learning.prepare import Data
 from rgb2pc_lib.learning.runs import Run, most_ahead
 from rgb2pc_lib.learning.train import Progress, train
 
+STEPS = 20 if FAST else 400  # of a judged run, where none are asked for
 _LONG = ["model", "seed", "measure", "value"]
 
 
@@ -146,7 +147,7 @@ def judged_config(workspace: Workspace, steps: int | None = None) -> Config:
     >>> config.steps, config.student_tokens, list(config.vis_roots)
     (30, 32, ['dinov3', 'vggt'])
     """
-    steps = steps or (20 if FAST else 400)
+    steps = steps or STEPS
     chosen: dict[str, Any] = {"student_tokens": 32, "pooling": "blocks2", "loss_mse": 1.0}  # on validation episodes
     config = Config(steps=steps, eval_every=0, save_every=steps, **chosen).with_workspace(workspace)
     if FAST:

@@ -72,8 +72,10 @@ def films_figure(folder: Path, task: str, names: list[str], look: str = "random"
             path = film_file(folder, name, task, look, success)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            axes.imshow(np.asarray(Image.open(path)) if path.exists() else np.full((1, STRIP, 3), 255))
-            if not path.exists():
+            if path.exists():
+                axes.imshow(np.asarray(Image.open(path)))
+            else:
+                axes.imshow(np.full((1, STRIP, 3), 255))  # as long as a strip, so that titles stand at one height
                 axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes, color="0.5")
         row[0].set_ylabel(plain(name), rotation=0, ha="right", va="center")
     grid[0][0].set_title("a success")

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def stamp(files: Iterable[Path], *made: object) -> str:
+def stamp(paths: Iterable[Path], *made: str) -> str:
     """16 hex digits of the files' paths, sizes and times of change, in their order, and of how it was `made`.
 
-    Raises FileNotFoundError where a file is missing.
+    A folder stands for all that it holds. Raises FileNotFoundError where a file is missing.
     """
-    stats = ((file, file.stat()) for file in files)
-    told = [*map(str, made), *(f"{file}|{s.st_size}|{s.st_mtime_ns}" for file, s in stats)]
+    files = (file for path in paths for file in [path, *(sorted(path.rglob("*")) if path.is_dir() else [])])
+    stats = ((file.absolute(), file.stat()) for file in files)
+    told = [*made, *(f"{file}|{s.st_size}|{s.st_mtime_ns}" for file, s in stats)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]

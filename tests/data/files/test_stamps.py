@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +20,14 @@ def test_a_stamp_tells_files_their_order_and_how_it_was_made(tmp_path):
     assert len(others | {first}) == 7
     with pytest.raises(FileNotFoundError):
         stamp([tmp_path / "none"])
+
+
+def test_a_folder_stands_for_what_it_holds_and_a_relative_path_for_the_same_file(tmp_path, monkeypatch):
+    inside = tmp_path / "pack.zarr" / "c" / "0"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(b"1")
+    first = stamp([tmp_path / "pack.zarr"])
+    monkeypatch.chdir(tmp_path)
+    assert stamp([Path("pack.zarr")]) == first
+    inside.write_bytes(b"22")
+    assert stamp([tmp_path / "pack.zarr"]) != first
