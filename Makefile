@@ -114,7 +114,7 @@ calibrated: proof-data
 
 tables: calibrated  ## the tables of "What works": students judged and settings compared on `make proof-data` (3 hours)
 	$(BIN)/python tools/ablate.py --workspace data/calibrated.toml --out runs/ablations$(N) --steps 800 --set pooling=attention expert_drop=0
-	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof$(N) $(STUDENTS)
+	$(BIN)/python tools/judge.py --workspace data/proof.toml --out runs/proof$(N) --seeds 2 $(STUDENTS)
 
 LOOP := $(BIN)/python tools/proof.py $(if $(QUICK),--quick,--workspace data/calibrated.toml --runs runs/calibrated$(N) \
 	--out runs/loop$(N) $(STUDENTS) expert_drop=0) $(LOOP_FLAGS)

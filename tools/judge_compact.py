@@ -51,7 +51,7 @@ def main(argv=None) -> int:
             print(f"\n{run.name}: its fused student was not live. {ahead}")
     made = {name: os.path.relpath(run.folder) for name, run in runs.items()}
     beside = next(iter(runs.values())).folder.parent
-    print("\nfigure:", os.path.relpath(save_figure(ledger_figure(table), "compact", beside, runs=made)))
+    print("\nfigure:", os.path.relpath(save_figure(ledger_figure(table), "ledger", beside, runs=made)))
     return 0
 
 

@@ -75,6 +75,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def chosen(a: argparse.Namespace, rows: list[tuple[str, Config]], config: Config) -> dict[str, list[Representation]]:
     """The representations that are asked for. Their students may still be untrained."""
+    if a.finetune and a.head != "mlp":
+        raise InputError(f"--finetune: expected --head mlp, in which a tuned network ends; found {a.head}; tune apart")
     tuned = {f"tuned, from {start}": Tuned(a.finetune, start == "compact") for start in ("compact", "random")}
     found = merged(
         representations(rows, config, a.compact),

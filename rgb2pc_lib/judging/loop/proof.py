@@ -320,9 +320,16 @@ def _policy(unit: Unit, stage: Stage) -> Policy:
 
 
 def _note_errors(path: Path, line: list) -> None:
-    header = "" if path.exists() else ",".join(_ERRORS) + "\n"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(header + ",".join(f'"{v}"' if isinstance(v, str) else f"{v:.6g}" for v in line) + "\n")
+    """Once a head: who goes on where a proof stopped trains one that is noted already anew, to the same errors."""
+    cells = [f'"{v}"' if isinstance(v, str) else f"{v:.6g}" for v in line]
+    head = ",".join(cells[:3]) + ","
+    with path.open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        noted = file.readlines() or [",".join(_ERRORS) + "\n"]
+        if not file.tell():
+            file.write(noted[0])
+        if not any(known.startswith(head) for known in noted):
+            file.write(",".join(cells) + "\n")
 
 
 # -- films

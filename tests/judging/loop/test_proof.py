@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import toy
 
@@ -61,6 +62,8 @@ def test_it_goes_on_where_it_stopped_and_more_can_be_asked_for(recorded, proved,
     more = run(recorded, tmp_path, told, dataclasses.replace(SMALL, rollouts=7))
     assert more[-1][:2] == (4, 4) and len(read_proof(tmp_path)[0]) == 28
     assert [p for p in run(recorded, tmp_path, told) if p[1]] == []
+    errors = pd.read_csv(tmp_path / "heads.csv")
+    assert len(errors) == 4 and not errors.duplicated(["representation", "task", "head"]).any()
 
 
 def test_nothing_is_mixed(recorded, proved):

@@ -68,6 +68,8 @@ def test_from_recordings_to_a_verdict(tool, workspace, tmp_path, capsys):
         InputError, match="--only: expected names among full state; proprioception; full state, object 1"
     ):
         tool.main([*map(str, words[:-4]), "clairvoyance"])
+    with pytest.raises(InputError, match="--finetune: expected --head mlp, .* found diffusion"):
+        tool.main([*map(str, words[:-5]), "--finetune", str(tmp_path), "--head", "diffusion"])
 
 
 def test_students_of_several_cameras_see_through_all_of_them(tool, two_cameras, tmp_path, monkeypatch):
